@@ -1,0 +1,428 @@
+"""The `pdlab` command. Options are checked here; the work is the library's, imported when a command runs."""
+
+import sys
+import warnings
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pdlab import __version__
+from pdlab.errors import PdlabError
+
+app = typer.Typer(
+    name="pdlab",
+    help="Learn, run and measure progressive distillation of diffusion models (Salimans & Ho, ICLR 2022).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Device(str, Enum):
+    """Where networks run."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Precision(str, Enum):
+    """What networks compute in."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class SamplerName(str, Enum):
+    """Samplers, all on the grid t = i/N."""
+
+    ddim = "ddim"
+    ancestral = "ancestral"
+    heun = "heun"
+    dpm_solver = "dpm-solver++"
+
+
+class Features(str, Enum):
+    """What images are compared by."""
+
+    pixels = "pixels"
+    effnet = "effnet-lite0"
+    inception = "inception"
+
+
+CheckpointArgument = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder, e.g. runs/a/student-0004.")
+]
+RunOption = Annotated[Path, typer.Option("--run", help="Folder of the run; the same command again resumes it.")]
+DataOption = Annotated[
+    Path | None,
+    typer.Option("--data", help="Folder with the data set (default: $PDLAB_DATA, then the cache)."),
+]
+DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch CIFAR-10 if it is not found.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+DeviceOption = Annotated[Device, typer.Option("--device", help="auto takes a CUDA GPU where there is one.")]
+PrecisionOption = Annotated[
+    Precision | None,
+    typer.Option("--precision", help="auto takes bf16 where the hardware has it and the network gains."),
+]
+CompileOption = Annotated[
+    bool | None,
+    typer.Option("--compile/--no-compile", help="torch.compile the networks (default: where it pays)."),
+]
+NuOption = Annotated[
+    float, typer.Option("--nu", min=0, max=1, help="Variance of the ancestral sampler: 0 lower, 1 upper.")
+]
+ClipOption = Annotated[
+    bool | None, typer.Option("--clip/--no-clip", help="Clip x to [-1, 1] in every step (default: for images).")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Override any field, e.g. --set network.channels=64."),
+]
+UpdatesOption = Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer updates.")]
+BatchOption = Annotated[int | None, typer.Option("--batch", min=1, help="Examples an update.")]
+LrOption = Annotated[float | None, typer.Option("--lr", help="Learning rate.")]
+SaveOption = Annotated[float, typer.Option("--save-every", min=0, help="Seconds between saved states.")]
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path("pdlab-quickstart"),
+    seed: SeedOption = 0,
+) -> None:
+    """Teacher, all halvings and a measured report on handwritten digits: minutes on a laptop."""
+    from pdlab.quickstart import quickstart as work
+    from pdlab.report import print_report
+
+    report = work(out, seed)
+    print_report(report)
+    typer.echo(f"Wrote {out}/samples.png, {out}/curve.png, {out}/report.json and the checkpoints.")
+
+
+@app.command()
+def train(
+    preset: Annotated[str, typer.Argument(help="digits, toy, cifar10-small, cifar10, imagenet64 or lsun128.")],
+    run: RunOption,
+    data: DataOption = None,
+    dataset: Annotated[str | None, typer.Option(help="Another data set than the preset's.")] = None,
+    download: DownloadOption = False,
+    steps: UpdatesOption = None,
+    batch: BatchOption = None,
+    lr: LrOption = None,
+    output: Annotated[str | None, typer.Option(help="What the network predicts: x, eps, v or both.")] = None,
+    weighting: Annotated[str | None, typer.Option(help="Loss weighting: snr, truncated or snr+1.")] = None,
+    set_: SetOption = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = Device.auto,
+    precision: PrecisionOption = None,
+    compile: CompileOption = None,
+    save_every: SaveOption = 60.0,
+) -> None:
+    """Train a teacher into RUN/teacher."""
+    from pdlab.data import load as load_data
+    from pdlab.training.log import Log
+    from pdlab.training.machine import Machine
+    from pdlab.training.presets import override
+    from pdlab.training.presets import preset as find_preset
+    from pdlab.training.run import Run
+    from pdlab.training.teacher import train as work
+
+    given = _changes(
+        set_,
+        {
+            "data": dataset,
+            "output": output,
+            "weighting": weighting,
+            "precision": precision and precision.value,
+            "teacher.updates": steps,
+            "teacher.batch": batch,
+            "teacher.lr": lr,
+        },
+    )
+    settings = override(find_preset(preset), given)
+    machine = Machine(device.value, settings.precision, compile)
+    source = load_data(settings.data, "train", data, settings.size, download)
+    with Run(run) as folder, Log(folder.path) as log:
+        log.say(f"{settings.name} on {source.name}, {machine.describe()}")
+        path = work(settings, source, folder, machine, seed=seed, log=log, save_every=save_every)
+    typer.echo(f"{path} is ready; next: pdlab distill {path} --run {run}")
+
+
+@app.command()
+def distill(
+    checkpoint: CheckpointArgument,
+    run: RunOption,
+    first: Annotated[
+        int | None, typer.Option("--from", min=2, help="Steps of the teacher (default: the preset's).")
+    ] = None,
+    last: Annotated[int, typer.Option("--to", min=1, help="Steps of the last student.")] = 1,
+    data: DataOption = None,
+    dataset: Annotated[str | None, typer.Option(help="Data set (default: the one it was trained on).")] = None,
+    download: DownloadOption = False,
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", min=1, help="Updates a halving; twice as many for those to 2 and 1."),
+    ] = None,
+    batch: BatchOption = None,
+    lr: LrOption = None,
+    set_: SetOption = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = Device.auto,
+    precision: PrecisionOption = None,
+    compile: CompileOption = None,
+    save_every: SaveOption = 60.0,
+) -> None:
+    """Distil CHECKPOINT, halving by halving, into RUN/student-NNNN."""
+    from pdlab.distillation.rounds import distill as work
+    from pdlab.distillation.rounds import ladder
+    from pdlab.report import cost_line
+    from pdlab.training.checkpoint import load
+    from pdlab.training.log import Log
+    from pdlab.training.machine import Machine
+    from pdlab.training.presets import from_dict, override
+    from pdlab.training.run import Run
+
+    teacher = load(checkpoint)
+    settings = from_dict(teacher.info["preset"])
+    given = _changes(set_, {"distill.updates": steps, "distill.batch": batch, "distill.lr": lr})
+    settings = override(settings, given)
+    first = first or teacher.denoiser.steps or settings.first_steps
+    ladder(first, last)
+    machine = Machine(device.value, precision.value if precision else settings.precision, compile)
+    source = _data_of(teacher, data, dataset, download)
+    with Run(run) as folder, Log(folder.path) as log:
+        log.say(f"{checkpoint}: {first} steps to {last}, {machine.describe()}")
+        paths = work(
+            teacher,
+            source,
+            settings.distill,
+            folder,
+            machine,
+            first=first,
+            last=last,
+            seed=seed,
+            log=log,
+            save_every=save_every,
+        )
+    typer.echo(cost_line(teacher, [load(path) for path in paths]))
+    typer.echo(f"{paths[-1]} is ready; next: pdlab sample {paths[-1]} --out grid.png")
+
+
+@app.command()
+def sample(
+    checkpoint: CheckpointArgument,
+    out: Annotated[Path, typer.Option("--out", help="grid.png, or samples.npz (arr_0: uint8 [N, H, W, C]).")],
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Sampling steps (default: a student's own).")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="How many samples.")] = 64,
+    sampler: SamplerName = SamplerName.ddim,
+    nu: NuOption = 0.0,
+    clip: ClipOption = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = Device.auto,
+    precision: PrecisionOption = None,
+) -> None:
+    """Draw samples from CHECKPOINT."""
+    from pdlab.report import write_samples
+    from pdlab.training.checkpoint import load
+    from pdlab.training.machine import Machine
+
+    if out.suffix not in (".png", ".npz"):
+        raise PdlabError(f"--out {out} must end in .png (a grid) or .npz (all samples)")
+    model = load(checkpoint)
+    count = _step_count(model, steps)
+    machine = Machine(device.value, precision.value if precision else model.info["preset"]["precision"])
+    options = {"nu": nu} if sampler is SamplerName.ancestral else {}
+    write_samples(out, model, n, count, machine, sampler=sampler.value, seed=seed, clip=clip, options=options)
+    typer.echo(f"Wrote {n} samples of {checkpoint} in {count} steps to {out}.")
+
+
+@app.command()
+def evaluate(
+    checkpoints: Annotated[list[Path], typer.Argument(metavar="CHECKPOINT...", help="Checkpoint folders.")],
+    out: Annotated[Path, typer.Option("--out", help="The report to write.")] = Path("report.json"),
+    steps: Annotated[
+        str | None,
+        typer.Option("--steps", help="e.g. 1,2,4 (default: a student's own; of a teacher 1, 2, 4, …)."),
+    ] = None,
+    features: Annotated[Features, typer.Option(help="FID is inception's at n = 50000.")] = Features.effnet,
+    weights: Annotated[Path | None, typer.Option(help="Weights of the features (default: the published).")] = None,
+    n: Annotated[int, typer.Option("--n", min=2, help="Samples a figure.")] = 5000,
+    sampler: SamplerName = SamplerName.ddim,
+    nu: NuOption = 0.0,
+    clip: ClipOption = None,
+    data: DataOption = None,
+    dataset: Annotated[str | None, typer.Option(help="Data set (default: the one it was trained on).")] = None,
+    download: DownloadOption = False,
+    seed: SeedOption = 0,
+    device: DeviceOption = Device.auto,
+    precision: PrecisionOption = None,
+) -> None:
+    """Measure checkpoints against their training images; every figure carries how it was measured."""
+    from pdlab.report import evaluate_checkpoints, print_report
+    from pdlab.training.checkpoint import load
+    from pdlab.training.machine import Machine
+
+    if out.suffix != ".json":
+        raise PdlabError(f"--out {out} must end in .json")
+    counts = None if steps is None else _counts(steps)
+    models = [load(path) for path in checkpoints]
+    machine = Machine(device.value, precision.value if precision else models[0].info["preset"]["precision"])
+    options = {"nu": nu} if sampler is SamplerName.ancestral else {}
+    sources = {model.info["data"]["name"] for model in models}
+    if len(sources) > 1:
+        names = ", ".join(sorted(sources))
+        raise PdlabError(f"these checkpoints are of different data sets ({names}): evaluate one at a time")
+    report = evaluate_checkpoints(
+        models,
+        _data_of(models[0], data, dataset, download),
+        _held_out(models[0], data),
+        machine,
+        out,
+        counts=counts,
+        features=features.value,
+        weights=weights,
+        n=n,
+        sampler=sampler.value,
+        seed=seed,
+        clip=clip,
+        options=options,
+    )
+    print_report(report)
+    typer.echo(f"Wrote {out}.")
+
+
+@app.command()
+def bench(
+    out: Annotated[Path | None, typer.Option("--out", help="Also write the figures as JSON.")] = None,
+    preset: Annotated[str, typer.Option(help="A preset with a U-Net.")] = "cifar10-small",
+    batch: Annotated[int, typer.Option(min=1, help="Examples a training step.")] = 64,
+    repeats: Annotated[int, typer.Option(min=3, help="Alternating repeats; the median counts.")] = 9,
+    device: DeviceOption = Device.auto,
+    compile: CompileOption = None,
+) -> None:
+    """Speed against diffusers on equal networks, alternating in one run, as ratios with their spread."""
+    from pdlab.bench import bench as work
+
+    work(out, preset=preset, batch=batch, repeats=repeats, device=device.value, compile=compile)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"pdlab {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point: a `PdlabError` is one line and exit code 2; a stop that can be resumed is 130."""
+    warnings.showwarning = _show_warning
+    try:
+        sys.exit(_run())
+    except PdlabError as error:
+        _fail(str(error), 2)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on from the last saved state", 130)
+    except MemoryError:
+        _fail("out of memory: take a smaller --batch or --n", 2)
+
+
+def _run() -> int:
+    command = typer.main.get_command(app)
+    try:
+        return command.main(prog_name="pdlab", standalone_mode=False) or 0
+    except Exception as error:
+        message = getattr(error, "format_message", None)  # a usage error, from click or typer's own copy of it
+        if message is None:
+            return _expected(error)
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context is not None else "pdlab"
+        text = " ".join(message().split())
+        if text:
+            _fail(f"{text.rstrip('.')}; see {where} --help", 2)
+        return 2
+
+
+def _expected(error: Exception) -> int:
+    import torch
+
+    from pdlab.training.loop import Stopped
+
+    if isinstance(error, Stopped):
+        _fail(f"{error}; the same command goes on from there", 130)
+    if isinstance(error, torch.OutOfMemoryError):
+        _fail("the GPU's memory does not suffice: take a smaller --batch, or --device cpu", 2)
+    raise error
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"pdlab: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
+    if issubclass(category, UserWarning) and not issubclass(category, (FutureWarning, DeprecationWarning)):
+        print(f"pdlab: note: {message}", file=sys.stderr)
+
+
+def _changes(assignments: list[str] | None, options: dict[str, Any]) -> dict[str, str]:
+    pairs = {}
+    for text in assignments or []:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise PdlabError(f"--set {text} is not of the form FIELD=VALUE, e.g. --set teacher.lr=1e-4")
+        pairs[name.strip()] = value.strip()
+    return pairs | {name: str(value) for name, value in options.items() if value is not None}
+
+
+def _counts(text: str) -> list[int]:
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1:
+        raise PdlabError(f"--steps {text} must be step counts of at least 1, with commas between: 1,2,4")
+    return counts
+
+
+def _step_count(model: Any, steps: int | None) -> int:
+    count = steps or model.denoiser.steps
+    if count is None:
+        raise PdlabError(f"{model.path} is not distilled and has no step count of its own: give --steps")
+    return int(count)
+
+
+def _data_of(model: Any, root: Path | None, dataset: str | None, download: bool) -> Any:
+    from pdlab.data import load as load_data
+    from pdlab.distillation.rounds import check_same_data
+
+    settings = model.info["preset"]
+    source = load_data(dataset or model.info["data"]["name"], "train", root, settings["size"], download)
+    check_same_data(model, source)
+    return source
+
+
+def _held_out(model: Any, root: Path | None) -> Any:
+    from pdlab.data import load as load_data
+
+    try:
+        return load_data(model.info["data"]["name"], "test", root, model.info["preset"]["size"])
+    except PdlabError:
+        return None  # digits and folders have no test split; the floor is then resampled, and says so
+
+
+if __name__ == "__main__":
+    main()

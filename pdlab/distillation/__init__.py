@@ -1,0 +1,1 @@
+"""Progressive distillation: the student's target, one halving, the whole ladder."""

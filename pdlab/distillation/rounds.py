@@ -1,0 +1,221 @@
+"""One halving, and the ladder of them: 2N steps become N, again and again (algorithm 2)."""
+
+import copy
+import dataclasses
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pdlab.data.source import Source
+from pdlab.diffusion.denoiser import Denoiser
+from pdlab.diffusion.schedule import per_example
+from pdlab.diffusion.weighting import WEIGHTINGS
+from pdlab.distillation.target import student_target
+from pdlab.errors import PdlabError
+from pdlab.training.checkpoint import Checkpoint, build_network, load, save
+from pdlab.training.cost import Cost, forward_flops
+from pdlab.training.log import Log
+from pdlab.training.loop import Trained, fit, trainable
+from pdlab.training.machine import Machine
+from pdlab.training.objective import stratified_times
+from pdlab.training.presets import Optimization
+from pdlab.training.run import Run
+from pdlab.training.teacher import check_fits, describe
+
+
+def ladder(first: int, last: int = 1) -> list[int]:
+    """The students' step counts from a teacher of `first` steps: first/2, first/4, …, `last`.
+
+    Raises PdlabError unless halving `first` reaches `last`.
+    """
+    rungs, steps = [], first
+    while steps > last > 0 and steps % 2 == 0:
+        steps //= 2
+        rungs.append(steps)
+    if not rungs or steps != last:
+        good = max(last, 1) * 2 ** max(1, (max(first, 1) // max(last, 1)).bit_length() - 1)
+        raise PdlabError(
+            f"halving {first} steps again and again does not give {last}: "
+            f"take --from as --to times a power of two, e.g. --from {good} --to {max(last, 1)}"
+        )
+    return rungs
+
+
+def round_settings(settings: Optimization, steps: int) -> Optimization:
+    """The settings of the halving to `steps`: the paper doubles the updates of those to 2 and to 1 step."""
+    return dataclasses.replace(settings, updates=settings.updates * (2 if steps <= 2 else 1))
+
+
+class HalvingObjective:
+    """The student's: one DDIM step of a student of `steps` steps against two of the `teacher`'s.
+
+    `steps` is a 0-d integer tensor on the device, so that one compiled function serves every round.
+    """
+
+    teacher_forwards = 2
+
+    def __init__(self, teacher: Denoiser, steps: Tensor, weighting: str) -> None:
+        self.teacher, self.steps, self.weighting = teacher, steps, WEIGHTINGS[weighting]
+
+    def __call__(self, denoiser: Denoiser, x: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
+        """Losses `[B]` for data `x` `[B, …]`, at i ~ U{1, …, N}, t = i/N."""
+        i = torch.ceil(stratified_times(len(x), generator, x.device) * self.steps)
+        t = i / self.steps
+        eps = torch.randn(x.shape, generator=generator, device=x.device)
+        schedule = denoiser.schedule
+        z = per_example(schedule.alpha(t), x) * x + per_example(schedule.sigma(t), x) * eps
+        target = student_target(self.teacher, z, i, self.steps, labels)
+        return self.weighting.loss(target.prediction, denoiser(z, t, labels))
+
+
+class Ladder:
+    """A student and its teacher that climb down together: `halve(steps)` is one round.
+
+    Two networks serve all rounds: the student starts a round as a copy of the teacher's weights, and its
+    weights become the next teacher's, in place.
+    """
+
+    def __init__(self, teacher: Denoiser, weighting: str, source: Source, machine: Machine) -> None:
+        if teacher.output == "eps":
+            raise PdlabError(
+                "an eps network is not distilled: near alpha = 0 its x̂ is an error divided by alpha, and the "
+                "paper reports that distillation did not work well with it; train with --output x, v or both"
+            )
+        self.machine = machine
+        self.source = source.to(machine.device)
+        self.teacher = machine.place(copy.deepcopy(teacher)).eval().requires_grad_(False)
+        self.student = machine.place(_without_dropout(teacher))
+        self._live_teacher = trainable(self.teacher, machine)
+        self._live_student = trainable(self.student, machine)
+        self._steps = torch.ones((), dtype=torch.int64, device=machine.device)
+        self._objective = HalvingObjective(self._live_teacher, self._steps, weighting)
+
+    def halve(
+        self,
+        steps: int,
+        settings: Optimization,
+        *,
+        seed: int = 0,
+        run: Run | None = None,
+        log: Log | None = None,
+        save_every: float = 60.0,
+    ) -> Trained:
+        """Distil the current teacher into a student of `steps` steps, `self.student`."""
+        self.student.network.load_state_dict(self.teacher.network.state_dict())
+        self.student.steps = steps
+        self._steps.fill_(steps)
+        return fit(
+            self.student,
+            self._objective,
+            self.source,
+            settings,
+            self.machine,
+            stage=rung_name(steps),
+            seed=seed,
+            run=run,
+            log=log,
+            save_every=save_every,
+            live=self._live_student,
+        )
+
+    def promote(self, student: Denoiser | None = None) -> None:
+        """Make the student (or another denoiser of the same network) the teacher of the next round."""
+        student = student or self.student
+        self.teacher.network.load_state_dict(student.network.state_dict())
+        self.teacher.steps = student.steps
+
+
+def rung_name(steps: int) -> str:
+    """Name of a rung's checkpoint and stage."""
+    return f"student-{steps:04d}"
+
+
+def distill(
+    teacher: Checkpoint,
+    source: Source,
+    settings: Optimization,
+    run: Run,
+    machine: Machine,
+    *,
+    first: int,
+    last: int = 1,
+    seed: int = 0,
+    log: Log | None = None,
+    save_every: float = 60.0,
+) -> list[Path]:
+    """All rounds from a teacher read at `first` steps down to a student of `last`; returns their checkpoints.
+
+    Finished rounds are kept and an interrupted one goes on. Every checkpoint names its teacher's sha256.
+    Raises PdlabError for step counts that halving does not connect, other data, or a foreign run folder.
+    """
+    rungs = ladder(first, last)
+    if teacher.denoiser.steps not in (None, first):
+        raise PdlabError(
+            f"{teacher.path} was distilled for {teacher.denoiser.steps} steps: give --from {teacher.denoiser.steps}"
+        )
+    check_same_data(teacher, source)
+    weighting = teacher.info["preset"]["weighting"]
+    claim = {
+        "teacher": teacher.sha256,
+        "settings": dataclasses.asdict(settings),
+        "first": first,
+        "last": last,
+        "seed": seed,
+        "data": describe(source),
+    }
+    run.claim("distill", claim)
+    steps_down = Ladder(teacher.denoiser, weighting, source, machine)
+    network = teacher.denoiser.network.config
+    flops = forward_flops(network, teacher.denoiser.output)
+    parent, paths = teacher.sha256, []
+    for steps in rungs:
+        path = run.path / rung_name(steps)
+        if run.checkpoint(path.name) is not None:
+            done = _load_rung(path, parent)
+            steps_down.promote(done.denoiser)
+            parent = done.sha256
+        else:
+            optimization = round_settings(settings, steps)
+            trained = steps_down.halve(steps, optimization, seed=seed, run=run, log=log, save_every=save_every)
+            info = {
+                **teacher.info,
+                "model": "distilled",
+                "ema": False,
+                "seed": seed,
+                "teacher": parent,
+                "optimization": dataclasses.asdict(optimization),
+                "device": machine.describe(),
+                "cost": dataclasses.asdict(Cost.of(optimization, flops, 2, trained.seconds)),
+            }
+            parent = save(path, steps_down.student, info)
+            run.drop_states(path.name)
+            steps_down.promote()
+        paths.append(path)
+    return paths
+
+
+def check_same_data(checkpoint: Checkpoint, source: Source) -> None:
+    """Raise PdlabError unless `source` is the data set that `checkpoint` was trained on."""
+    name = checkpoint.info["data"]["name"]
+    if name != source.name:
+        raise PdlabError(
+            f"{checkpoint.path} was trained on {name}, not on {source.name}: leave --dataset out, or give {name}"
+        )
+    check_fits(source, checkpoint.shape, checkpoint.denoiser.num_classes, str(checkpoint.path))
+
+
+def _load_rung(path: Path, parent: str) -> Checkpoint:
+    try:
+        done = load(path)
+    except PdlabError as error:
+        raise PdlabError(f"{error}; remove {path} to distil it again") from None
+    if done.info["teacher"] != parent:
+        raise PdlabError(f"{path} has another teacher than this run's: choose another --run, or remove {path}")
+    return done
+
+
+def _without_dropout(denoiser: Denoiser) -> Denoiser:
+    network = build_network(denoiser.network.config, denoiser.output)  # type: ignore[arg-type]
+    network.load_state_dict(denoiser.network.state_dict())
+    return Denoiser(network, denoiser.output, denoiser.schedule, bounded=denoiser.bounded)

@@ -1,0 +1,36 @@
+"""Metrics: features of images, distances between their distributions, and the card each figure carries."""
+
+from pdlab.metrics.card import Card, Row, comparable, figure_name, versions
+from pdlab.metrics.features import EXTRACTORS, FeatureExtractor, extractor
+from pdlab.metrics.frechet import frechet_distance
+from pdlab.metrics.kernel import kernel_distance, mmd2_unbiased, polynomial_kernel, rbf_kernel
+from pdlab.metrics.reference import (
+    nearest_distances,
+    real_floor,
+    reference_card,
+    reference_features,
+    reference_statistics,
+)
+from pdlab.metrics.statistics import FeatureStatistics
+
+__all__ = [
+    "EXTRACTORS",
+    "Card",
+    "FeatureExtractor",
+    "FeatureStatistics",
+    "Row",
+    "comparable",
+    "extractor",
+    "figure_name",
+    "frechet_distance",
+    "kernel_distance",
+    "mmd2_unbiased",
+    "nearest_distances",
+    "polynomial_kernel",
+    "rbf_kernel",
+    "real_floor",
+    "reference_card",
+    "reference_features",
+    "reference_statistics",
+    "versions",
+]

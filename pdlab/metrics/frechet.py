@@ -1,0 +1,38 @@
+"""The Fréchet distance between two sets of features."""
+
+import torch
+from torch import Tensor
+
+from pdlab.errors import PdlabError
+from pdlab.metrics.statistics import FeatureStatistics
+
+
+def frechet_distance(a: FeatureStatistics, b: FeatureStatistics, allow_singular: bool = False) -> float:
+    """The squared Fréchet (2-Wasserstein) distance of the Gaussians with the moments of `a` and `b`,
+
+        |mean_a - mean_b|^2 + tr A + tr B - 2 tr (A B)^(1/2),
+
+    where tr (A B)^(1/2) is the sum of the square roots of the eigenvalues of the symmetric A^(1/2) B A^(1/2).
+
+    Raises PdlabError if one side has no more samples than dimensions: its covariance is singular then, and
+    the figure says more about n than about the images. `allow_singular` lifts that, for showing just this.
+    """
+    if a.dim != b.dim:
+        raise PdlabError(f"features of {a.dim} and of {b.dim} dimensions cannot be compared")
+    least = min(a.n, b.n)
+    if least <= a.dim and not allow_singular:
+        raise PdlabError(f"too few samples: n = {least}, need more than {a.dim}, the dimension of the features")
+    cov_a, cov_b = a.cov, b.cov
+    values, vectors = torch.linalg.eigh(cov_a)
+    root = vectors * _non_negative(values).sqrt() @ vectors.T
+    product = root @ cov_b @ root
+    values = torch.linalg.eigvalsh((product + product.T) / 2)
+    shift = (a.mean - b.mean).square().sum()
+    return float(shift + cov_a.trace() + cov_b.trace() - 2 * _non_negative(values).sqrt().sum())
+
+
+def _non_negative(values: Tensor, tolerance: float = 1e-10) -> Tensor:
+    """Eigenvalues of a positive semi-definite matrix, with those that rounding left below 0 set to 0."""
+    if values.min() < -tolerance * values.abs().max():
+        raise PdlabError("a covariance of features has negative eigenvalues: its statistics are damaged")
+    return values.clamp(min=0)

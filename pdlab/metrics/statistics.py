@@ -1,0 +1,99 @@
+"""Mean and covariance of features, gathered batch by batch in float64."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pdlab.errors import PdlabError
+from pdlab.metrics.store import read_tensors, write_tensors
+
+
+class FeatureStatistics:
+    """The mean and covariance of all features given so far, as if computed on the whole at once.
+
+    Kept are n, the mean and the scatter S = sum_i (f_i - mean)(f_i - mean)^T. Two sets are merged (Chan et al.
+    1979) by
+
+        mean = mean_a + (n_b / n) d,    S = S_a + S_b + (n_a n_b / n) d d^T,    d = mean_b - mean_a,
+
+    which, unlike sums of squares, loses nothing when the mean is large against the deviation.
+    """
+
+    def __init__(self) -> None:
+        self.n = 0
+        self._mean = torch.zeros(0, dtype=torch.float64)
+        self._scatter = torch.zeros(0, 0, dtype=torch.float64)
+
+    @classmethod
+    def of(cls, features: Tensor, chunk: int = 4096) -> "FeatureStatistics":
+        """The statistics of `features` `[N, dim]`, converted to float64 `chunk` rows at a time."""
+        statistics = cls()
+        for part in features.split(chunk):
+            statistics.update(part)
+        return statistics
+
+    @property
+    def dim(self) -> int:
+        """The number of features; 0 before the first update."""
+        return len(self._mean)
+
+    @property
+    def mean(self) -> Tensor:
+        """`[dim]`, float64."""
+        return self._mean
+
+    @property
+    def cov(self) -> Tensor:
+        """`[dim, dim]`, float64, unbiased: S / (n - 1). Raises PdlabError for fewer than two samples."""
+        if self.n < 2:
+            raise PdlabError(f"too few samples: a covariance needs at least 2, there are {self.n}")
+        return self._scatter / (self.n - 1)
+
+    def update(self, features: Tensor) -> None:
+        """Add `features` `[B, dim]`; raises PdlabError if one is not finite."""
+        if features.ndim != 2:
+            raise PdlabError(f"statistics are of features [B, dim]; got {list(features.shape)}")
+        if len(features) == 0:
+            return
+        batch = FeatureStatistics()
+        rows = features.detach().to("cpu", torch.float64)
+        if not rows.isfinite().all():
+            raise PdlabError("the features hold NaN or infinity: look at the images they were taken of")
+        batch.n = len(rows)
+        batch._mean = rows.mean(0)
+        rows = rows - batch._mean
+        batch._scatter = rows.T @ rows
+        self.merge(batch)
+
+    def merge(self, other: "FeatureStatistics") -> None:
+        """Add all samples of `other`; raises PdlabError if its features are of another dimension."""
+        if other.n == 0:
+            return
+        if self.n == 0:
+            self.n, self._mean, self._scatter = other.n, other._mean.clone(), other._scatter.clone()
+            return
+        if self.dim != other.dim:
+            raise PdlabError(f"features of {self.dim} and of {other.dim} dimensions cannot be merged")
+        n = self.n + other.n
+        d = other._mean - self._mean
+        self._scatter += other._scatter
+        self._scatter.addr_(d, d, alpha=self.n * other.n / n)
+        self._mean += d * (other.n / n)
+        self.n = n
+
+    def save(self, path: Path) -> None:
+        """Write to `path` as safetensors, atomically; PdlabError if that cannot be done."""
+        write_tensors(path, {"mean": self._mean, "scatter": self._scatter}, {"n": str(self.n)})
+
+    @classmethod
+    def load(cls, path: Path) -> "FeatureStatistics":
+        """Read what `save` wrote; PdlabError if it is missing, damaged or something else."""
+        tensors, metadata = read_tensors(path)
+        statistics = cls()
+        try:
+            statistics.n = int(metadata["n"])
+            statistics._mean, statistics._scatter = tensors["mean"], tensors["scatter"]
+        except (KeyError, ValueError) as error:
+            raise PdlabError(f"{path} does not hold the statistics of features") from error
+        return statistics

@@ -1,0 +1,75 @@
+"""A residual MLP for small images and 2-D points."""
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from pdlab.networks.embedding import time_embedding
+
+
+@dataclass(frozen=True)
+class MLPConfig:
+    """Sizes of an `MLP`: data `shape` without the batch; `out_multiple` 2 for output "both"."""
+
+    shape: tuple[int, ...]
+    out_multiple: int = 1
+    width: int = 256
+    blocks: int = 3
+    embedding_channels: int = 128
+    dropout: float = 0.0
+    num_classes: int = 0
+
+
+class MLP(nn.Module):
+    """`(z [B, *shape], logsnr [B], labels [B] | None) -> [B, out_multiple · shape[0], …]`.
+
+    Residual blocks of norm, scale and shift by the time (and class) embedding, SiLU and two linear layers; the
+    second of each block and the output layer begin at zero, as in the U-Net.
+    """
+
+    def __init__(self, config: MLPConfig) -> None:
+        super().__init__()
+        self.config = config
+        size, width, channels = prod(config.shape), config.width, config.embedding_channels
+        self.embed = nn.Sequential(nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, channels))
+        self.classes = nn.Embedding(config.num_classes, channels) if config.num_classes else None
+        self.first = nn.Linear(size, width)
+        self.blocks = nn.ModuleList(_Block(width, channels, config.dropout) for _ in range(config.blocks))
+        self.norm = nn.LayerNorm(width)
+        self.last = _zero(nn.Linear(width, config.out_multiple * size))
+
+    def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
+        """See the class."""
+        embedding = time_embedding(logsnr, self.config.embedding_channels).to(self.first.weight.dtype)
+        condition = self.embed(embedding)
+        if self.classes is not None:
+            condition = condition + self.classes(labels)
+        condition = nn.functional.silu(condition)
+        h = self.first(z.flatten(1))
+        for block in self.blocks:
+            h = block(h, condition)
+        out = self.last(nn.functional.silu(self.norm(h)))
+        return out.reshape(len(z), self.config.out_multiple * z.shape[1], *z.shape[2:])
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, channels: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.condition = nn.Linear(channels, 2 * width)
+        self.first = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+        self.second = _zero(nn.Linear(width, width))
+
+    def forward(self, h: Tensor, condition: Tensor) -> Tensor:
+        scale, shift = self.condition(condition).chunk(2, dim=1)
+        inner = nn.functional.silu(self.first(torch.addcmul(shift, self.norm(h), 1 + scale)))
+        return h + self.second(self.dropout(inner))
+
+
+def _zero(layer: nn.Linear) -> nn.Linear:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

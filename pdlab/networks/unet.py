@@ -1,0 +1,242 @@
+"""The paper's U-Net: residual blocks that resample, scale-shift conditioning on the noise level."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pdlab.errors import PdlabError
+from pdlab.networks.embedding import time_embedding
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The shape of a `UNet`; plain values, so that it can be written to JSON and read back.
+
+    The resolution is `image_size` at the first level and halves from one level to the next; level i has
+    `channels * multipliers[i]` channels and `blocks` residual blocks on the way down (one more on the
+    way up). `attention` lists the resolutions with self-attention, which the middle always has; it has
+    `heads` heads or, where `head_dim` is given instead, heads of that size. `num_classes` is 0 for an
+    unconditional network. `PdlabError` for a shape that cannot be built.
+    """
+
+    image_size: int = 32
+    in_channels: int = 3
+    out_channels: int = 3
+    channels: int = 256
+    multipliers: Sequence[int] = (1, 1, 1)
+    blocks: int = 3
+    attention: Sequence[int] = (8, 16)
+    heads: int | None = 1
+    head_dim: int | None = None
+    embedding_channels: int = 1024
+    group_size: int = 1
+    dropout: float = 0.0
+    num_classes: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("multipliers", "attention"):  # JSON gives lists; equal shapes should compare equal
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        sizes = (
+            self.image_size,
+            self.in_channels,
+            self.out_channels,
+            self.channels,
+            self.blocks,
+            self.group_size,
+        )
+        if min(*sizes, self.embedding_channels, *self.multipliers, *self.attention, 1) < 1:
+            raise PdlabError("a U-Net's sizes must all be at least 1: check the network's settings")
+        if not self.multipliers or self.image_size % 2 ** (len(self.multipliers) - 1):
+            raise PdlabError(
+                f"image_size {self.image_size} cannot be halved {len(self.multipliers) - 1} times: "
+                "use fewer multipliers or another image_size"
+            )
+        unused = set(self.attention) - set(self.resolutions)
+        if unused:
+            raise PdlabError(
+                f"attention at {sorted(unused)} is never reached: the resolutions are {list(self.resolutions)}"
+            )
+        if (self.heads is None) == (self.head_dim is None):
+            raise PdlabError("give either heads or head_dim for attention, and null for the other")
+        for resolution, width in zip(self.resolutions, self.widths, strict=True):
+            last = resolution == self.resolutions[-1]
+            if (last or resolution in self.attention) and width % (self.heads or self.head_dim or 1):
+                raise PdlabError(
+                    f"{width} channels at resolution {resolution} do not divide into "
+                    f"heads={self.heads}, head_dim={self.head_dim}"
+                )
+        if not 0 <= self.dropout < 1:
+            raise PdlabError(f"dropout must be in [0, 1); got {self.dropout}")
+        if self.num_classes < 0:
+            raise PdlabError(f"num_classes must be 0 (unconditional) or more; got {self.num_classes}")
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """The resolution of each level."""
+        return tuple(self.image_size // 2**i for i in range(len(self.multipliers)))
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The channels of each level."""
+        return tuple(self.channels * m for m in self.multipliers)
+
+
+def _norm(channels: int, group_size: int) -> nn.GroupNorm:
+    most = min(32, max(channels // group_size, 1))
+    return nn.GroupNorm(max(g for g in range(1, most + 1) if channels % g == 0), channels, eps=1e-6)
+
+
+def _swish(h: Tensor) -> Tensor:
+    return F.silu(h, inplace=not torch.is_grad_enabled())
+
+
+class ResidualBlock(nn.Module):
+    """x `[B, C, H, W]` and an activated embedding `[B, E]` -> `[B, out, H', W']`; H' = H/2, H or 2H."""
+
+    def __init__(
+        self, channels: int, out: int, embedding: int, group_size: int, dropout: float, resample: str = ""
+    ) -> None:
+        super().__init__()
+        self.resample = resample
+        self.norm1 = _norm(channels, group_size)
+        self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
+        self.condition = nn.Linear(embedding, 2 * out)
+        self.norm2 = _norm(out, group_size)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1)
+        self.shortcut = nn.Conv2d(channels, out, 1) if channels != out else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Give x + conv2(dropout(swish(norm2(conv1(swish(norm1(x)))) (1 + scale) + shift)))."""
+        h = _swish(self.norm1(x))
+        if self.resample == "down":
+            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
+        elif self.resample == "up":
+            h, x = F.interpolate(h, scale_factor=2), F.interpolate(x, scale_factor=2)
+        h = self.conv1(h)
+        scale, shift = self.condition(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = torch.addcmul(shift, self.norm2(h), 1 + scale)
+        h = self.conv2(self.dropout(_swish(h)))
+        return self.shortcut(x) + h
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    if q.device.type == "cpu" and q.shape[2] <= 64:  # plain products beat the fused kernel, backward twice
+        return torch.softmax((q * q.shape[3] ** -0.5) @ k.transpose(2, 3), dim=3) @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over the pixels of x `[B, C, H, W]`, added to x."""
+
+    def __init__(self, channels: int, heads: int, group_size: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = _norm(channels, group_size)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give x + out(softmax(q k^T / sqrt(d)) v)."""
+        h = self.norm(x).flatten(2).transpose(1, 2)  # [B, HW, C]: a view where x is channels_last
+        q, k, v = self.qkv(h).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        h = _attend(q, k, v).transpose(1, 2).flatten(2)
+        return x + self.out(h).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class UNet(nn.Module):
+    """The network of a diffusion model of images.
+
+    `forward(z, logsnr, labels=None)`: z `[B, in_channels, image_size, image_size]`, logsnr `[B]`
+    (±inf allowed), labels int64 `[B]` in [0, num_classes) if the network is class-conditional; the result is
+    `[B, out_channels, image_size, image_size]` in z's dtype, whatever the dtype of the weights. It is zero
+    before training. Fastest with `network.to(memory_format=torch.channels_last)`. `PdlabError` if
+    labels are missing, or given to an unconditional network, or if z has another shape.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        c, e, widths = config.channels, config.embedding_channels, config.widths
+
+        def residual(channels: int, out: int, resample: str = "") -> ResidualBlock:
+            return ResidualBlock(channels, out, e, config.group_size, config.dropout, resample)
+
+        def attention(width: int, resolution: int | None = None) -> list[AttentionBlock]:
+            if resolution is not None and resolution not in config.attention:
+                return []
+            return [AttentionBlock(width, config.heads or width // (config.head_dim or width), config.group_size)]
+
+        self.time = nn.Sequential(nn.Linear(c, e), nn.SiLU(), nn.Linear(e, e))
+        self.label = nn.Embedding(config.num_classes, e) if config.num_classes else None
+        self.conv_in = nn.Conv2d(config.in_channels, c, 3, padding=1)
+        # Every stage is one residual block with what follows it; every stage of `down` leaves a skip.
+        self.down, self.middle, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        width, skips = c, [c]
+        for i, (out, resolution) in enumerate(zip(widths, config.resolutions, strict=True)):
+            for _ in range(config.blocks):
+                self.down.append(nn.ModuleList([residual(width, out), *attention(out, resolution)]))
+                width = out
+                skips.append(width)
+            if i < len(widths) - 1:
+                self.down.append(nn.ModuleList([residual(width, width, "down")]))
+                skips.append(width)
+        self.middle.extend([residual(width, width), *attention(width), residual(width, width)])
+        for i, (out, resolution) in reversed(list(enumerate(zip(widths, config.resolutions, strict=True)))):
+            for j in range(config.blocks + 1):
+                stage = [residual(width + skips.pop(), out), *attention(out, resolution)]
+                width = out
+                if j == config.blocks and i > 0:
+                    stage.append(residual(width, width, "up"))
+                self.up.append(nn.ModuleList(stage))
+        self.norm_out = _norm(width, config.group_size)
+        self.conv_out = nn.Conv2d(width, config.out_channels, 3, padding=1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw weights with variance 1/fan_in, biases 0; the last layer of every branch starts at 0."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):  # a dense layer over one-hot labels
+                nn.init.normal_(module.weight, std=module.num_embeddings**-0.5)
+        for module in self.modules():
+            if isinstance(module, ResidualBlock):
+                nn.init.zeros_(module.conv2.weight)
+            elif isinstance(module, AttentionBlock):
+                nn.init.zeros_(module.out.weight)
+        nn.init.zeros_(self.conv_out.weight)
+
+    def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Give the raw output for noisy images z at log-SNRs logsnr."""
+        if (self.label is None) != (labels is None):
+            wanted = "takes no labels" if self.label is None else "is class-conditional: give labels"
+            raise PdlabError(f"this network {wanted}")
+        dtype = self.conv_in.weight.dtype
+        embedding = self.time(time_embedding(logsnr, self.config.channels).to(dtype))
+        if self.label is not None:
+            embedding = embedding + self.label(labels)
+        embedding = F.silu(embedding)
+
+        h = self.conv_in(z.to(dtype))
+        skips = [h]
+        for stage in self.down:
+            h = _run(stage, h, embedding)
+            skips.append(h)
+        h = _run(self.middle, h, embedding)
+        for stage in self.up:
+            h = _run(stage, torch.cat([h, skips.pop()], dim=1), embedding)
+        return self.conv_out(_swish(self.norm_out(h))).to(z.dtype)
+
+
+def _run(stage: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
+    for block in stage.children():
+        h = block(h, embedding) if isinstance(block, ResidualBlock) else block(h)
+    return h

@@ -1,0 +1,90 @@
+"""The whole method on handwritten digits in minutes: a teacher, every halving, a measured report, two pictures."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from pdlab import data
+from pdlab.data.source import ImageSource, to_uint8
+from pdlab.diffusion.samplers import sample
+from pdlab.distillation.rounds import distill
+from pdlab.files import atomic_file
+from pdlab.metrics.card import Row
+from pdlab.metrics.evaluate import Yardstick, evaluate, noise
+from pdlab.metrics.features import extractor
+from pdlab.report import cost_report, write_report
+from pdlab.teaching.plots import metric_curve, sample_grid
+from pdlab.training.checkpoint import Checkpoint, load
+from pdlab.training.log import Log
+from pdlab.training.machine import Machine
+from pdlab.training.presets import Preset, preset
+from pdlab.training.run import Run
+from pdlab.training.teacher import train
+
+
+def quickstart(
+    out: Path, seed: int = 0, *, settings: Preset | None = None, n: int = 2000, log: Log | None = None
+) -> dict[str, Any]:
+    """Train, distil and measure into `out`; returns the report that it writes.
+
+    Writes the checkpoints, `samples.png`, `curve.png` and `report.json`. Interrupted, it goes on when called
+    again. `settings` defaults to the preset "digits", `n` is the number of samples a figure is measured on.
+    """
+    settings = settings or preset("digits")
+    log = log or Log(out)
+    started = time.monotonic()
+    machine = Machine("cpu", settings.precision)
+    source = data.load(settings.data)
+    assert isinstance(source, ImageSource)
+    with Run(out) as run, log:
+        teacher = load(train(settings, source, run, machine, seed=seed, log=log))
+        paths = distill(
+            teacher, source, settings.distill, run, machine, first=settings.first_steps, seed=seed, log=log
+        )
+        students = [load(path) for path in paths]
+        yardstick = Yardstick(source, extractor("pixels"), n)
+        counts = [settings.first_steps, *(s.denoiser.steps or 0 for s in students)]
+        rows: list[Row] = []
+        jobs = [(teacher, count) for count in counts] + [(s, s.denoiser.steps or 0) for s in students]
+        for k, (checkpoint, count) in enumerate(jobs):
+            rows += evaluate(checkpoint, count, yardstick, machine, seed=seed)
+            log.advance("evaluation", k + 1, len(jobs), f"{rows[-1].metric} {rows[-1].value:.3f}")
+    report = {
+        "teacher_steps": settings.first_steps,
+        "seed": seed,
+        "rows": [row.to_dict() for row in rows],
+        "floor": yardstick.floors["frechet"],
+        "cost": cost_report([teacher], students),
+        "seconds": time.monotonic() - started,
+    }
+    write_report(out / "report.json", report)
+    _draw(out, rows, teacher, students, counts, yardstick, seed)
+    return report
+
+
+def _draw(
+    out: Path,
+    rows: list[Row],
+    teacher: Checkpoint,
+    students: list[Checkpoint],
+    counts: list[int],
+    yardstick: Yardstick,
+    seed: int,
+) -> None:
+    figures = {model: {r.steps: r.value for r in rows if r.model == model} for model in ("teacher", "distilled")}
+    z = noise(teacher.shape, 16, seed)
+    samples = {
+        "teacher": {n: to_uint8(sample(teacher.denoiser, z, n)) for n in counts},
+        "distilled": {s.denoiser.steps or 0: to_uint8(sample(s.denoiser, z)) for s in students},
+    }
+    metric, n = rows[0].metric, rows[0].card.n
+    captions = {m: {k: f"{metric} {v:.2f}" for k, v in values.items()} for m, values in figures.items()}
+    title = "The same 16 noises in every cell: only the training and the number of steps differ"
+    floor = yardstick.floors["frechet"]["value"]
+    note = f"{teacher.info['data']['name']}, {n:,} samples against {len(yardstick.reference):,} training images"
+    for name, figure in (
+        ("samples.png", sample_grid(samples, captions, title)),
+        ("curve.png", metric_curve(figures, metric, floor, note)),
+    ):
+        with atomic_file(out / name) as file:
+            figure.savefig(file, format="png")

@@ -1,0 +1,205 @@
+"""Reports and sample files: what the command line writes and prints."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from pdlab.data.source import ImageSource, Source, to_uint8
+from pdlab.errors import PdlabError
+from pdlab.files import atomic_file
+from pdlab.metrics.card import Row
+from pdlab.metrics.evaluate import Yardstick, evaluate, generate
+from pdlab.metrics.features import extractor
+from pdlab.training.checkpoint import Checkpoint
+from pdlab.training.cost import Cost
+from pdlab.training.log import Log
+from pdlab.training.machine import Machine
+
+
+def evaluate_checkpoints(
+    models: list[Checkpoint],
+    reference: Source,
+    held_out: Source | None,
+    machine: Machine,
+    out: Path,
+    *,
+    counts: list[int] | None = None,
+    features: str = "effnet-lite0",
+    weights: Path | None = None,
+    n: int = 5000,
+    sampler: str = "ddim",
+    seed: int = 0,
+    clip: bool | None = None,
+    options: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """Measure `models` at `counts` steps (default: their own, see `default_steps`); writes and returns the report.
+
+    Both distances are measured. The report holds rows, the cost of teachers and students, and the seconds.
+    Raises PdlabError for data that are not images, or too few samples.
+    """
+    if not isinstance(reference, ImageSource):
+        raise PdlabError(f"{reference.name} is 2-D: pdlab evaluate measures images only; draw with pdlab sample")
+    started = time.monotonic()
+    rows: list[Row] = []
+    names = {id(m): m.path.name if m.path else "model" for m in models}
+    with Log() as log:
+        yardstick = Yardstick(
+            reference,
+            extractor(features, weights, machine.device),
+            n,
+            held_out if isinstance(held_out, ImageSource) else None,
+            ("frechet", "kernel"),
+            partial(log.advance, "reference features"),
+        )
+        for model in models:
+            for steps in counts or default_steps(model):
+                show = partial(log.advance, f"{names[id(model)]}, {steps} steps")
+                rows += evaluate(
+                    model,
+                    steps,
+                    yardstick,
+                    machine,
+                    sampler=sampler,
+                    seed=seed,
+                    clip=clip,
+                    progress=show,
+                    options=options,
+                )
+    teachers = [m for m in models if m.denoiser.steps is None]
+    students = [m for m in models if m.denoiser.steps is not None]
+    report = {
+        "teacher_steps": max((m.info["preset"]["first_steps"] for m in models), default=None),
+        "rows": [row.to_dict() for row in rows],
+        "cost": cost_report(teachers, students),
+        "seconds": time.monotonic() - started,
+    }
+    write_report(out, report)
+    return report
+
+
+def default_steps(model: Checkpoint) -> list[int]:
+    """A student's own step count; for a teacher 1, 2, 4, … up to the steps it is first read at."""
+    if model.denoiser.steps is not None:
+        return [model.denoiser.steps]
+    first = int(model.info["preset"]["first_steps"])
+    return [2**k for k in range(first.bit_length()) if 2**k <= first]
+
+
+def cost_report(teachers: list[Checkpoint], students: list[Checkpoint]) -> dict[str, Any]:
+    """What the teachers cost, what the rounds cost, and the ratios that the paper makes a claim about."""
+    costs = {"teacher": _total(teachers), "distillation": _total(students)}
+    report: dict[str, Any] = {name: asdict(cost) for name, cost in costs.items()}
+    if teachers and students:
+        report["distillation_over_teacher"] = {
+            unit: getattr(costs["distillation"], unit) / max(getattr(costs["teacher"], unit), 1e-9)
+            for unit in ("images", "flops", "seconds")
+        }
+    return report
+
+
+def cost_line(teacher: Checkpoint, students: list[Checkpoint]) -> str:
+    """The cost of a ladder beside its teacher's, in one line."""
+    before, after = _total([teacher]), _total(students)
+    return (
+        f"cost: teacher {before.images:,} images, {before.flops:.2e} FLOPs, {before.seconds:.0f} s; "
+        f"distillation {after.images:,} images, {after.flops:.2e} FLOPs, {after.seconds:.0f} s"
+    )
+
+
+def write_report(out: Path, report: dict[str, Any]) -> None:
+    """Write a report as JSON, whole or not at all."""
+    with atomic_file(out) as file:
+        file.write(json.dumps(report, indent=2).encode())
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """The figures of a report as a table: one line a step count, one column a model and metric."""
+    rows = [Row.from_dict(row) for row in report["rows"]]
+    columns = list(dict.fromkeys((row.metric, row.model) for row in rows))
+    table = Table("steps", *(f"{metric}\n{model}" for metric, model in columns))
+    for steps in sorted({row.steps for row in rows}, reverse=True):
+        values = {(r.metric, r.model): r.value for r in rows if r.steps == steps}
+        table.add_row(str(steps), *(f"{values[c]:.4g}" if c in values else "" for c in columns))
+    for metric in dict.fromkeys(row.metric for row in rows):
+        card = next(row.card for row in rows if row.metric == metric)
+        if card.floor is not None:
+            table.caption = (f"{table.caption}; " if table.caption else "") + (
+                f"{metric}: n = {card.n:,}, real against real {card.floor['value']:.3g}"
+            )
+    Console().print(table)
+    ratio = report["cost"].get("distillation_over_teacher")
+    took = f"{report['seconds']:.0f} s"
+    if ratio:
+        took += (
+            f"; distillation cost {ratio['flops']:.2f} × the teacher's FLOPs, {ratio['seconds']:.2f} × its seconds"
+        )
+    Console().print(took, highlight=False)
+
+
+def write_samples(
+    out: Path,
+    model: Checkpoint,
+    n: int,
+    steps: int,
+    machine: Machine,
+    *,
+    sampler: str = "ddim",
+    seed: int = 0,
+    clip: bool | None = None,
+    options: Mapping[str, float] | None = None,
+) -> None:
+    """`n` samples as a grid (.png) or as an array `arr_0` (.npz): uint8 `[N, H, W, C]`, or points `[N, 2]`."""
+    with Log() as log, machine.for_sampling(machine.place(model.denoiser).network):
+        parts = generate(
+            model.denoiser,
+            model.shape,
+            n,
+            steps,
+            sampler,
+            seed=seed,
+            clip=clip,
+            progress=partial(log.advance, "sampling"),
+            options=options,
+        )
+        samples = torch.cat([part.cpu() for part in parts])
+    images = to_uint8(samples) if model.denoiser.bounded else None
+    with atomic_file(out) as file:
+        if out.suffix == ".npz":
+            array = samples if images is None else images.permute(0, 2, 3, 1)
+            np.savez_compressed(file, array.numpy())
+        elif images is None:
+            _scatter(samples).savefig(file, format="png")
+        else:
+            _grid(images).save(file, format="png")
+
+
+def _total(checkpoints: list[Checkpoint]) -> Cost:
+    return sum((Cost(**c.info["cost"]) for c in checkpoints), Cost(0, 0, 0, 0.0, 0.0))
+
+
+def _grid(images: Tensor) -> Any:
+    from PIL import Image
+
+    from pdlab.teaching.plots import mosaic
+
+    sheet = mosaic(images, columns=max(1, round(len(images) ** 0.5)))
+    # Small images are enlarged pixel by pixel, so that viewers do not smooth them.
+    zoom = max(1, 512 // sheet.shape[1])
+    sheet = sheet.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1)
+    return Image.fromarray(sheet.numpy())
+
+
+def _scatter(points: Tensor) -> Any:
+    from pdlab.teaching.plots import scatter
+
+    return scatter(points)

@@ -1,0 +1,1 @@
+"""What the notebooks, the app and the reports show."""

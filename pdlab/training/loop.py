@@ -1,0 +1,232 @@
+"""The one training loop: a teacher and a halving round differ only in objective and settings."""
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pdlab.data.source import Source
+from pdlab.diffusion.denoiser import Denoiser
+from pdlab.errors import PdlabError
+from pdlab.seeds import seed_for
+from pdlab.training.ema import EMA
+from pdlab.training.log import Log
+from pdlab.training.machine import Machine
+from pdlab.training.objective import Objective
+from pdlab.training.presets import Optimization
+from pdlab.training.run import Run
+
+
+class Stopped(Exception):
+    """The user stopped the run; its state is on disk and the same command goes on from it."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a stage gave: the weights to keep (EMA if there was one), and how long it took in all sessions."""
+
+    weights: dict[str, Tensor]
+    seconds: float
+    loss: float
+
+
+def fit(
+    denoiser: Denoiser,
+    objective: Objective,
+    source: Source,
+    settings: Optimization,
+    machine: Machine,
+    *,
+    stage: str = "teacher",
+    seed: int = 0,
+    run: Run | None = None,
+    log: Log | None = None,
+    save_every: float = 60.0,
+    live: Denoiser | None = None,
+) -> Trained:
+    """Train `denoiser` in place on `source`, both on the machine's device, and return the weights to keep.
+
+    Args:
+        objective: `objective(denoiser, x, labels, generator) -> [B]` losses; their mean is minimised.
+        settings: updates, batch, learning rate and so on.
+        stage: names the random streams, the states and the lines of the log.
+        run: where to keep states (every `save_every` seconds) and resume from; None keeps nothing.
+        live: `denoiser` with its network wrapped by `machine.for_training`; made here if not given.
+
+    Update k draws its batch, times, noise and dropout from a stream named by (seed, stage, k), so a resumed
+    run repeats an uninterrupted one bit for bit on the CPU.
+
+    Raises PdlabError at a loss that is not finite; Stopped on Ctrl-C or SIGTERM after saving the state.
+    """
+    log = log or Log(quiet=True)
+    network = denoiser.network.train()
+    live = live or trainable(denoiser, machine)
+    parameters = dict(network.named_parameters())
+    optimizer = torch.optim.AdamW(
+        parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
+    )
+    ema = EMA(parameters, settings.ema) if settings.ema else None
+    state = _State(parameters, optimizer, ema)
+    first, before = state.restore(run, stage, log)
+    generator = torch.Generator(machine.device)
+    started = saved = time.monotonic()
+    meter = _Meter(machine.device, settings.batch)
+
+    def keep(k: int) -> None:
+        if run is not None:
+            run.save_state(stage, k, state.tensors(), {"seconds": before + time.monotonic() - started})
+
+    with _stop_requested() as stop:
+        for k in range(first, settings.updates):
+            stream = seed_for(seed, stage, k)
+            generator.manual_seed(stream)
+            if settings.dropout:
+                torch.manual_seed(stream)
+            for group in optimizer.param_groups:
+                group["lr"] = settings.lr * lr_factor(settings, k)
+            x, labels = source.draw(settings.batch, generator, settings.flip)
+            loss = objective(live, x, labels if denoiser.num_classes else None, generator).mean()
+            optimizer.zero_grad(set_to_none=True)
+            machine.backward(loss)
+            norm = torch.nn.utils.clip_grad_norm_(parameters.values(), settings.clip, foreach=True)
+            optimizer.step()
+            if ema is not None:
+                ema.update(k)
+            meter.add(k, loss.detach(), norm)
+
+            due = time.monotonic() - saved > save_every
+            if due or stop.is_set() or meter.is_due(k) or k + 1 == settings.updates:
+                # Everything that makes the CPU wait for the device happens here.
+                values = meter.read(stage, run)
+                log.write(stage, k + 1, values)
+                status = f"loss {values['loss']:.4g}  {values['images_per_second']:.0f} images/s"
+                log.advance(stage, k + 1, settings.updates, status)
+                if due or stop.is_set():
+                    keep(k + 1)
+                    saved = time.monotonic()
+                if stop.is_set():
+                    raise Stopped(f"stopped after update {k + 1} of {settings.updates} ({stage})")
+    seconds = before + time.monotonic() - started
+    weights = ema.shadow if ema is not None else {name: p.detach() for name, p in parameters.items()}
+    network.eval()
+    return Trained({**network.state_dict(), **weights}, seconds, meter.loss)
+
+
+def trainable(denoiser: Denoiser, machine: Machine) -> Denoiser:
+    """`denoiser` with its network under the machine's autocast (and compiled where it pays); shares weights."""
+    wrapped = machine.for_training(denoiser.network)
+    return Denoiser(wrapped, denoiser.output, denoiser.schedule, bounded=denoiser.bounded, steps=denoiser.steps)
+
+
+def lr_factor(settings: Optimization, k: int) -> float:
+    """The learning rate of update `k` (from 0) relative to `settings.lr`: warm-up, then constant or to zero."""
+    warm = min(1.0, (k + 1) / settings.warmup) if settings.warmup else 1.0
+    return warm * (1 - k / settings.updates if settings.anneal else 1.0)
+
+
+class _State:
+    """Weights, EMA and optimizer moments as one flat dictionary of tensors."""
+
+    def __init__(self, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, ema: EMA | None) -> None:
+        self.parameters, self.optimizer, self.ema = parameters, optimizer, ema
+
+    def tensors(self) -> dict[str, Tensor]:
+        flat = {f"weights/{name}": p for name, p in self.parameters.items()}
+        if self.ema is not None:
+            flat |= {f"ema/{name}": p for name, p in self.ema.shadow.items()}
+        for name, p in self.parameters.items():
+            flat |= {f"optimizer/{key}/{name}": value for key, value in self.optimizer.state[p].items()}
+        return flat
+
+    @torch.no_grad()
+    def restore(self, run: Run | None, stage: str, log: Log) -> tuple[int, float]:
+        """Take up the newest sound state; returns (updates done, seconds spent)."""
+        tensors, header, problems = run.load_state(stage) if run is not None else ({}, {}, [])
+        for problem in problems:
+            log.say(f"[yellow]{problem}: going on from the one before[/yellow]")
+        log.rewind(stage, header.get("updates", 0))
+        if not tensors:
+            return 0, 0.0
+        for name, p in self.parameters.items():
+            p.copy_(tensors[f"weights/{name}"])
+            if self.ema is not None:
+                self.ema.shadow[name].copy_(tensors[f"ema/{name}"])
+            keys = [key for key in tensors if key.startswith("optimizer/") and key.endswith(f"/{name}")]
+            self.optimizer.state[p] = {key.split("/")[1]: _like(tensors[key], p) for key in keys}
+        log.say(f"resuming {stage} after update {header['updates']}")
+        return header["updates"], header["seconds"]
+
+
+def _like(tensor: Tensor, p: Tensor) -> Tensor:
+    return torch.empty_like(p).copy_(tensor) if tensor.shape == p.shape else tensor.to(p.device)
+
+
+class _Meter:
+    """Sums on the device what is read rarely: loss, gradient norm, and where a loss first was not finite."""
+
+    def __init__(self, device: torch.device, batch: int, every: float = 1.0) -> None:
+        self._device, self._batch, self._every = device, batch, every
+        self.loss = math.nan
+        self._next_check, self._stride = 0, 1
+        self._reset(0)
+
+    def _reset(self, first: int) -> None:
+        self._loss = torch.zeros((), device=self._device)
+        self._norm = torch.zeros((), device=self._device)
+        self._bad = torch.full((), -1, device=self._device)
+        self._first, self._count, self._since = first, 0, time.monotonic()
+
+    def add(self, k: int, loss: Tensor, norm: Tensor) -> None:
+        self._loss += loss
+        self._norm += norm
+        self._bad = torch.where((self._bad < 0) & ~torch.isfinite(loss + norm), k, self._bad)
+        self._count += 1
+
+    def is_due(self, k: int) -> bool:
+        return time.monotonic() - self._since >= self._every
+
+    def read(self, stage: str, run: Run | None) -> dict[str, float]:
+        bad = int(self._bad)
+        if bad >= 0:
+            where = f"the last good state is in {run.path / 'progress'}" if run is not None else "nothing is kept"
+            raise PdlabError(
+                f"the loss is not finite at update {bad + 1} of {stage} ({where}): lower lr, lengthen warmup, "
+                "or use --precision fp32"
+            )
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        self.loss = float(self._loss) / self._count
+        values = {
+            "loss": self.loss,
+            "gradient_norm": float(self._norm) / self._count,
+            "images_per_second": self._count * self._batch / seconds,
+        }
+        self._reset(self._first + self._count)
+        return values
+
+
+@contextlib.contextmanager
+def _stop_requested() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets; a second Ctrl-C interrupts at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def request(number: int, frame: Any) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,40 @@
+"""What a batch is scored on. The loop knows only `objective(denoiser, x, labels, generator) -> loss [B]`."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pdlab.diffusion.denoiser import Denoiser
+from pdlab.diffusion.prediction import Prediction
+from pdlab.diffusion.schedule import per_example
+from pdlab.diffusion.weighting import WEIGHTINGS
+
+Objective = Callable[[Denoiser, Tensor, Tensor | None, torch.Generator], Tensor]
+
+
+def stratified_times(n: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """`[n]` times, each U(0, 1], one in every n-th of the interval: less variance, no bias.
+
+    1 − rand excludes 0, where eps is undetermined, and includes 1.
+    """
+    offset = torch.rand(1, generator=generator, device=device)
+    ranks = torch.arange(n, device=device)
+    return 1 - ((ranks + offset) / n).remainder(1)
+
+
+class DiffusionObjective:
+    """The teacher's: denoise z_t at continuous t ~ U(0, 1] (algorithm 1); forward passes an example: 1."""
+
+    teacher_forwards = 0
+
+    def __init__(self, weighting: str) -> None:
+        self.weighting = WEIGHTINGS[weighting]
+
+    def __call__(self, denoiser: Denoiser, x: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
+        """Losses `[B]` for data `x` `[B, …]`."""
+        t = stratified_times(len(x), generator, x.device)
+        eps = torch.randn(x.shape, generator=generator, device=x.device)
+        alpha, sigma = per_example(denoiser.schedule.alpha(t), x), per_example(denoiser.schedule.sigma(t), x)
+        target = Prediction(x, eps, alpha * eps - sigma * x)
+        return self.weighting.loss(target, denoiser(alpha * x + sigma * eps, t, labels))

@@ -1,0 +1,242 @@
+"""Named settings: the paper's, and small ones for two cores. Any field can be overridden by its dotted name."""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pdlab.diffusion.prediction import OUTPUTS
+from pdlab.diffusion.weighting import WEIGHTINGS
+from pdlab.errors import PdlabError
+from pdlab.networks.mlp import MLPConfig
+from pdlab.networks.unet import UNetConfig
+
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """One run of the loop: a teacher's training, or one halving round.
+
+    `updates` optimizer steps of `batch` examples; Adam at `lr`, linear `warmup` (updates), then constant or,
+    with `anneal`, linear to zero at the end; global gradient norm clipped to `clip`; `ema` is the decay of the
+    weights' moving average (0: none); `flip` mirrors images at random.
+    """
+
+    updates: int
+    batch: int
+    lr: float
+    warmup: int = 0
+    anneal: bool = False
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    ema: float = 0.0
+    dropout: float = 0.0
+    flip: bool = False
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Everything that `pdlab train` and `pdlab distill` need but the place of the data.
+
+    `distill.updates` is for one halving; the halvings to 2 and to 1 step take twice as many. `first_steps` is
+    the step count at which the undistilled teacher is first read. `precision`: "auto", "fp32" or "bf16".
+    """
+
+    name: str
+    data: str
+    network: UNetConfig | MLPConfig
+    output: str
+    weighting: str
+    teacher: Optimization
+    distill: Optimization
+    first_steps: int
+    size: int | None = None
+    logsnr_min: float = -20.0
+    logsnr_max: float = 20.0
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        for value, known, what in (
+            (self.output, OUTPUTS, "output"),
+            (self.weighting, WEIGHTINGS, "weighting"),
+            (self.precision, PRECISIONS, "precision"),
+        ):
+            if value not in known:
+                raise PdlabError(f"unknown {what} {value!r}: choose one of {', '.join(known)}")
+        for job in (self.teacher, self.distill):
+            if min(job.updates, job.batch) < 1 or not job.lr > 0 or not 0 <= job.ema < 1:
+                raise PdlabError("updates and batch must be at least 1, lr above 0, and ema in [0, 1)")
+
+
+CIFAR10_SMALL = Preset(
+    name="cifar10-small",
+    data="cifar10",
+    network=UNetConfig(
+        image_size=32,
+        channels=32,
+        multipliers=(1, 2, 4),
+        blocks=2,
+        attention=(8,),
+        heads=2,
+        embedding_channels=128,
+    ),
+    output="v",
+    weighting="truncated",
+    teacher=Optimization(updates=100_000, batch=128, lr=5e-4, warmup=500, ema=0.9995, dropout=0.0, flip=True),
+    distill=Optimization(updates=5_000, batch=128, lr=2e-4, anneal=True, flip=True),
+    first_steps=128,
+)
+
+
+def _presets() -> list[Preset]:
+    # Paper: appendix and published configurations. A round: no warm-up, no dropout, lr to zero, EMA off.
+    cifar10 = Preset(
+        name="cifar10",
+        data="cifar10",
+        network=UNetConfig(
+            image_size=32,
+            channels=256,
+            multipliers=(1, 1, 1),
+            blocks=3,
+            attention=(8, 16),
+            heads=1,
+            embedding_channels=1024,
+        ),
+        output="x",
+        weighting="truncated",
+        # The paper's CIFAR-10 metrics are taken within 2 M updates.
+        teacher=Optimization(
+            updates=2_000_000,
+            batch=128,
+            lr=2e-4,
+            warmup=1000,
+            weight_decay=0.001,
+            ema=0.9999,
+            dropout=0.2,
+            flip=True,
+        ),
+        distill=Optimization(updates=50_000, batch=128, lr=5e-5, anneal=True, flip=True),
+        first_steps=8192,
+    )
+    # The teachers' updates are not published; this many equal all ten halvings of 1024 to 1.
+    imagenet64 = Preset(
+        name="imagenet64",
+        data="folder",
+        size=64,
+        network=UNetConfig(
+            image_size=64,
+            channels=192,
+            multipliers=(1, 2, 3, 4),
+            blocks=3,
+            attention=(8, 16, 32),
+            heads=None,
+            head_dim=64,
+            embedding_channels=768,
+            num_classes=1000,
+        ),
+        output="both",
+        weighting="truncated",
+        teacher=Optimization(updates=600_000, batch=2048, lr=3e-4, warmup=1000, ema=0.9999, dropout=0.1, flip=True),
+        distill=Optimization(updates=50_000, batch=2048, lr=1e-4, anneal=True, flip=True),
+        first_steps=1024,
+    )
+    lsun128 = dataclasses.replace(
+        imagenet64,
+        name="lsun128",
+        size=128,
+        network=UNetConfig(
+            image_size=128,
+            channels=64,
+            multipliers=(1, 2, 4, 6, 8),
+            blocks=3,
+            attention=(8, 16, 32),
+            heads=None,
+            head_dim=64,
+            embedding_channels=768,
+        ),
+    )
+    digits = Preset(
+        name="digits",
+        data="digits",
+        network=MLPConfig(shape=(1, 8, 8), width=256, blocks=3),
+        output="v",
+        weighting="truncated",
+        teacher=Optimization(updates=6000, batch=256, lr=1e-3, warmup=200, anneal=True, ema=0.998),
+        distill=Optimization(updates=1000, batch=256, lr=5e-4, anneal=True),
+        first_steps=64,
+        precision="fp32",
+    )
+    toy = dataclasses.replace(digits, name="toy", data="moons", network=MLPConfig(shape=(2,), width=128, blocks=3))
+    return [digits, toy, CIFAR10_SMALL, cifar10, imagenet64, lsun128]
+
+
+def presets() -> dict[str, Preset]:
+    """All presets by name."""
+    return {preset.name: preset for preset in _presets()}
+
+
+def preset(name: str) -> Preset:
+    """The preset of this name; raises PdlabError listing the known ones."""
+    known = presets()
+    if name not in known:
+        raise PdlabError(f"unknown preset {name!r}: choose one of {', '.join(known)}")
+    return known[name]
+
+
+def from_dict(settings: dict[str, Any]) -> Preset:
+    """The preset that a checkpoint or a run folder recorded (a null bound is infinite)."""
+    try:
+        bounds = {"logsnr_min": -math.inf, "logsnr_max": math.inf}
+        values: dict[str, Any] = {k: bounds[k] if k in bounds and v is None else v for k, v in settings.items()}
+        network: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["network"].items()}
+        values["network"] = MLPConfig(**network) if "shape" in network else UNetConfig(**network)
+        values |= {job: Optimization(**values[job]) for job in ("teacher", "distill")}
+        return Preset(**values)
+    except (KeyError, TypeError) as error:
+        raise PdlabError(f"these settings were not written by this version of pdlab: {error}") from None
+
+
+def override(settings: Any, changes: dict[str, str]) -> Any:
+    """`settings` (a dataclass, nested) with fields changed by dotted name, values as text: `teacher.lr` `1e-3`.
+
+    Raises PdlabError for an unknown field or a value that does not read as the field's type.
+    """
+    for path, text in changes.items():
+        settings = _replace(settings, path, path.split("."), text)
+    return settings
+
+
+def _replace(settings: Any, path: str, names: list[str], text: str) -> Any:
+    known = {f.name for f in dataclasses.fields(settings)}
+    if names[0] not in known:
+        raise PdlabError(f"unknown field {path!r}: {type(settings).__name__} has {', '.join(sorted(known))}")
+    value = getattr(settings, names[0])
+    if len(names) > 1 and dataclasses.is_dataclass(value):
+        return dataclasses.replace(settings, **{names[0]: _replace(value, path, names[1:], text)})
+    hint = typing.get_type_hints(type(settings))[names[0]]
+    if len(names) > 1 or dataclasses.is_dataclass(value):
+        raise PdlabError(f"{path!r} is not a single field: name one, such as teacher.lr or network.width")
+    return dataclasses.replace(settings, **{names[0]: _parse(path, text, hint)})
+
+
+def _parse(path: str, text: str, hint: Any) -> Any:
+    if isinstance(hint, types.UnionType):
+        options = [option for option in typing.get_args(hint) if option is not type(None)]
+        return None if text.lower() == "none" else _parse(path, text, options[0])
+    try:
+        if typing.get_origin(hint) in (tuple, Sequence):
+            item = typing.get_args(hint)[0]
+            return tuple(item(part) for part in text.split(",") if part.strip())
+        if hint is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        value = hint(text)
+    except (KeyError, ValueError):
+        name = getattr(hint, "__name__", str(hint))
+        raise PdlabError(f"{path}={text!r} does not read as {name}: give e.g. {path}=1") from None
+    if isinstance(value, float) and math.isnan(value):
+        raise PdlabError(f"{path} must be a number, not nan")
+    return value

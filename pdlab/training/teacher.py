@@ -1,0 +1,121 @@
+"""Train a teacher by a preset into a run folder."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pdlab.data.source import Source
+from pdlab.diffusion.denoiser import Denoiser
+from pdlab.diffusion.schedule import CosineSchedule
+from pdlab.errors import PdlabError
+from pdlab.seeds import seed_for
+from pdlab.training.checkpoint import build_network, data_shape, save
+from pdlab.training.cost import Cost, forward_flops
+from pdlab.training.log import Log
+from pdlab.training.loop import fit
+from pdlab.training.machine import Machine
+from pdlab.training.objective import DiffusionObjective
+from pdlab.training.presets import Preset
+from pdlab.training.run import Run
+
+TEACHER = "teacher"
+
+
+def train(
+    preset: Preset,
+    source: Source,
+    run: Run,
+    machine: Machine,
+    *,
+    seed: int = 0,
+    log: Log | None = None,
+    save_every: float = 60.0,
+) -> Path:
+    """Train the teacher of `preset` on `source`; returns its checkpoint folder, `run.path/teacher`.
+
+    A run that was interrupted goes on; one that is complete returns at once. Raises PdlabError if `source` is
+    not of the shape or classes that the network takes, or the run was begun with other settings.
+    """
+    check_fits(source, data_shape(preset.network), preset.network.num_classes, f"preset {preset.name}")
+    settings = settings_of(preset)
+    run.claim("train", {"preset": settings, "data": describe(source), "seed": seed})
+    if (done := run.checkpoint(TEACHER)) is not None:
+        return done
+    denoiser = machine.place(new_denoiser(preset, seed))
+    source = source.to(machine.device)
+    objective = DiffusionObjective(preset.weighting)
+    trained = fit(
+        denoiser,
+        objective,
+        source,
+        preset.teacher,
+        machine,
+        stage=TEACHER,
+        seed=seed,
+        run=run,
+        log=log,
+        save_every=save_every,
+    )
+    flops = forward_flops(preset.network, preset.output)
+    info = {
+        "model": TEACHER,
+        "preset": settings,
+        "data": describe(source),
+        "ema": preset.teacher.ema > 0,
+        "seed": seed,
+        "teacher": None,
+        "device": machine.describe(),
+        "cost": dataclasses.asdict(Cost.of(preset.teacher, flops, 0, trained.seconds)),
+    }
+    path = run.path / TEACHER
+    save(path, denoiser, info, trained.weights)
+    run.drop_states(TEACHER)
+    return path
+
+
+def new_denoiser(preset: Preset, seed: int) -> Denoiser:
+    """The untrained denoiser of `preset`, initialised from `seed`, on the CPU."""
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(seed, "initialization"))
+        network = build_network(preset.network, preset.output, preset.teacher.dropout)
+    schedule = CosineSchedule(preset.logsnr_min, preset.logsnr_max)
+    return Denoiser(network, preset.output, schedule, bounded=len(data_shape(preset.network)) == 3)
+
+
+def describe(source: Source) -> dict[str, Any]:
+    """A data set as checkpoints record it."""
+    return {
+        "name": source.name,
+        "split": source.split,
+        "shape": list(source.shape),
+        "num_classes": source.num_classes,
+        "digest": source.digest,
+    }
+
+
+def settings_of(preset: Preset) -> dict[str, Any]:
+    """`preset` as plain JSON (an infinite bound becomes null)."""
+    settings = dataclasses.asdict(preset)
+    return {k: None if isinstance(v, float) and math.isinf(v) else v for k, v in settings.items()}
+
+
+def check_fits(source: Source, shape: tuple[int, ...], num_classes: int, what: str) -> None:
+    """Raise PdlabError unless `source` has examples of `shape` and, for a conditional network, its classes."""
+    if tuple(source.shape) != tuple(shape):
+        raise PdlabError(
+            f"{what} takes examples of shape {_times(shape)}, but {source.name} has {_times(source.shape)}: "
+            "choose the data set it was made for (--dataset), or override the network's size"
+        )
+    if num_classes and source.num_classes != num_classes:
+        raise PdlabError(
+            f"{what} is conditioned on {num_classes} classes, but {source.name} has {source.num_classes}: "
+            f"give --set network.num_classes={source.num_classes}"
+        )
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))

@@ -1,0 +1,265 @@
+import gzip
+import hashlib
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from pdlab.data.download import download, extract
+from pdlab.errors import PdlabError
+from tests.data.conftest import Server
+
+CONTENT = bytes(range(256)) * 2000
+SHA = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def dest(tmp_path: Path, server: Server) -> Path:
+    server.content = CONTENT
+    return tmp_path / "new folder" / "file.bin"
+
+
+def part(dest: Path, content: bytes) -> Path:
+    dest.parent.mkdir(parents=True)
+    path = dest.with_name(dest.name + ".part")
+    path.write_bytes(content)
+    return path
+
+
+def fails(server: Server, dest: Path, sha256: str = SHA) -> str:
+    with pytest.raises(PdlabError) as caught:
+        download(server.address, dest, sha256=sha256)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert not dest.exists()
+    return message
+
+
+@pytest.mark.parametrize("given", [{"sha256": SHA.upper()}, {"md5": hashlib.md5(CONTENT).hexdigest()}])
+def test_fetches_a_file(server: Server, dest: Path, given: dict[str, str]) -> None:
+    assert download(server.address, dest, **given) == dest
+    assert dest.read_bytes() == CONTENT
+    assert os.listdir(dest.parent) == [dest.name]
+
+
+def test_what_lies_there_is_not_fetched_again(server: Server, dest: Path) -> None:
+    for _ in range(2):
+        download(server.address, dest, sha256=SHA)
+    assert server.asked == [None]
+
+
+def test_a_file_with_another_checksum_is_replaced(server: Server, dest: Path) -> None:
+    dest.parent.mkdir()
+    dest.write_bytes(b"old")
+    download(server.address, dest, sha256=SHA)
+    assert dest.read_bytes() == CONTENT
+
+
+def test_needs_a_checksum(server: Server, dest: Path) -> None:
+    with pytest.raises(ValueError, match="checksum"):
+        download(server.address, dest)
+
+
+def test_continues_where_it_stopped(server: Server, dest: Path) -> None:
+    part(dest, CONTENT[:1000])
+    download(server.address, dest, sha256=SHA)
+    assert dest.read_bytes() == CONTENT
+    assert server.asked == ["bytes=1000-"]
+
+
+def test_starts_again_when_the_server_cannot_continue(server: Server, dest: Path) -> None:
+    server.ranges = False
+    part(dest, b"x" * 1000)
+    download(server.address, dest, sha256=SHA)
+    assert dest.read_bytes() == CONTENT
+
+
+def test_a_broken_transfer_is_kept_and_continued(server: Server, dest: Path) -> None:
+    server.send_only = 300_000
+    message = fails(server, dest)
+    assert "300,000 of 512,000" in message
+    assert "run again" in message
+    assert dest.with_name("file.bin.part").read_bytes() == CONTENT[:300_000]
+    server.send_only = None
+    download(server.address, dest, sha256=SHA)
+    assert dest.read_bytes() == CONTENT
+    assert server.asked == [None, "bytes=300000-"]
+
+
+def test_a_part_that_was_complete_needs_no_byte_more(server: Server, dest: Path) -> None:
+    part(dest, CONTENT)
+    download(server.address, dest, sha256=SHA)
+    assert dest.read_bytes() == CONTENT
+
+
+def test_a_part_that_is_too_long_is_dropped(server: Server, dest: Path) -> None:
+    part(dest, CONTENT + b"more")
+    download(server.address, dest, sha256=SHA)
+    assert dest.read_bytes() == CONTENT
+
+
+def test_another_range_than_asked_for_is_not_taken(server: Server, dest: Path) -> None:
+    server.shift = 5
+    kept = part(dest, CONTENT[:1000])
+    assert "another range" in fails(server, dest)
+    assert kept.read_bytes() == CONTENT[:1000]
+
+
+def test_wrong_content_is_deleted(server: Server, dest: Path) -> None:
+    server.content = b"something else"
+    assert "sha256" in fails(server, dest)
+    assert os.listdir(dest.parent) == []
+
+
+def test_an_empty_answer_is_wrong_content(server: Server, dest: Path) -> None:
+    server.content = b""
+    assert "sha256" in fails(server, dest)
+
+
+@pytest.mark.parametrize("status", [404, 503])
+def test_an_http_error_leaves_nothing(server: Server, dest: Path, status: int) -> None:
+    server.status = status
+    assert str(status) in fails(server, dest)
+    assert os.listdir(dest.parent) == []
+
+
+def test_an_http_error_leaves_what_had_arrived(server: Server, dest: Path) -> None:
+    server.status = 503
+    kept = part(dest, CONTENT[:1000])
+    fails(server, dest)
+    assert kept.read_bytes() == CONTENT[:1000]
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9/file", "no-address"])
+def test_no_connection(server: Server, dest: Path, address: str) -> None:
+    server.address = address
+    message = fails(server, dest)
+    assert "cannot reach" in message
+    assert str(dest) in message
+
+
+def test_a_disk_that_takes_no_more(server: Server, dest: Path) -> None:
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))  # stands for a full disk
+    try:
+        assert "cannot write" in fails(server, dest)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    download(server.address, dest, sha256=SHA)
+    assert dest.read_bytes() == CONTENT
+    assert server.asked == [None, "bytes=300000-"]
+
+
+def test_a_place_that_cannot_be_written_to(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    assert "cannot write" in fails(server, tmp_path / "file" / "x.bin")
+    assert server.asked == []
+
+
+# Archives ------------------------------------------------------------------------------------------------
+
+MEMBERS = {"a": 100, "b": 100}
+
+
+def member(name: str, content: bytes = b"content", **attributes: object) -> tuple[tarfile.TarInfo, bytes]:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    for key, value in attributes.items():
+        setattr(info, key, value)
+    return info, content
+
+
+GOOD = [member("d", b"", type=tarfile.DIRTYPE), member("d/a", b"first"), member("d/b", b"second", mode=0o4777)]
+
+
+def archive(place: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
+    place.mkdir()
+    path = place / "archive.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        for info, content in members:
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def refuses(path: Path) -> str:
+    """The archive is refused in one line, and nothing but the archive is left there."""
+    with pytest.raises(PdlabError) as caught:
+        extract(path, path.parent / "d", MEMBERS)
+    assert os.listdir(path.parent) == [path.name]
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    return message
+
+
+def test_unpacks_the_expected_files_only_their_bytes(tmp_path: Path) -> None:
+    path = archive(tmp_path / "here", *GOOD)
+    folder = path.parent / "d"
+    extract(path, folder, MEMBERS)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == {"a": b"first", "b": b"second"}
+    assert folder.joinpath("b").stat().st_mode & 0o6000 == 0
+    assert sorted(os.listdir(path.parent)) == ["archive.tar.gz", "d"]
+
+
+HOSTILE = {
+    "parent": member("d/../../evil"),
+    "parent at once": member("../evil"),
+    "absolute": member("/tmp/pdlab-evil"),
+    "symlink": member("d/c", b"", type=tarfile.SYMTYPE, linkname="/etc/passwd"),
+    "symlink under an expected name": member("d/a", b"", type=tarfile.SYMTYPE, linkname="/etc/passwd"),
+    "hard link": member("d/b", b"", type=tarfile.LNKTYPE, linkname="d/a"),
+    "device": member("d/a", b"", type=tarfile.CHRTYPE, devmajor=1, devminor=3),
+    "fifo": member("d/a", b"", type=tarfile.FIFOTYPE),
+    "another folder": member("e", b"", type=tarfile.DIRTYPE),
+    "another file": member("d/c"),
+    "deeper": member("d/a/b"),
+    "line break": member("d/c\nd"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("first", [True, False])
+def test_anything_else_is_refused(tmp_path: Path, kind: str, first: bool) -> None:
+    evil = HOSTILE[kind]
+    order = [evil, *GOOD] if first else [*GOOD, evil]
+    assert "does not belong" in refuses(archive(tmp_path / "here", *order))
+    assert not (tmp_path / "evil").exists()
+    assert not Path("/tmp/pdlab-evil").exists()
+
+
+def test_a_file_given_twice_is_refused(tmp_path: Path) -> None:
+    assert "does not belong" in refuses(archive(tmp_path / "here", *GOOD, member("d/a", b"again")))
+
+
+def test_a_huge_member_is_refused(tmp_path: Path) -> None:
+    assert "too large" in refuses(archive(tmp_path / "here", member("d/a", b"0" * 101), *GOOD))
+
+
+def test_a_missing_member_is_named(tmp_path: Path) -> None:
+    assert "lacks b" in refuses(archive(tmp_path / "here", *GOOD[:2]))
+
+
+@pytest.mark.parametrize("keep", [0, 5, 60, 110])
+def test_a_truncated_archive(tmp_path: Path, keep: int) -> None:
+    path = archive(tmp_path / "here", *GOOD)
+    path.write_bytes(path.read_bytes()[:keep])
+    assert "fetch it again" in refuses(path)
+
+
+@pytest.mark.parametrize("entry", [0, 1, 3])  # blocks of 512 bytes: the folder, "a", its content, "b"
+def test_an_archive_with_an_altered_header(tmp_path: Path, entry: int) -> None:
+    path = archive(tmp_path / "here", *GOOD)
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[512 * entry] ^= 1
+    path.write_bytes(gzip.compress(content))
+    assert "fetch it again" in refuses(path)
+
+
+def test_an_earlier_folder_of_the_same_name_is_left_as_it_is(tmp_path: Path) -> None:
+    path = archive(tmp_path / "here", *GOOD)
+    for _ in range(2):
+        extract(path, path.parent / "d", MEMBERS)
+    assert sorted(os.listdir(path.parent)) == ["archive.tar.gz", "d"]
