@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -19,18 +18,19 @@ class UNetConfig:
 
     The resolution is `image_size` at the first level and halves from one level to the next; level i has
     `channels * multipliers[i]` channels and `blocks` residual blocks on the way down (one more on the
-    way up). `attention` lists the resolutions with self-attention, which the middle always has; it has
-    `heads` heads or, where `head_dim` is given instead, heads of that size. `num_classes` is 0 for an
-    unconditional network. `PdlabError` for a shape that cannot be built.
+    way up). `attention` lists the resolutions with self-attention, which the middle always has, with `heads`
+    heads or, where `head_dim` is given instead, heads of that size. A norm has 32 groups, or fewer so that each
+    has at least `group_size` channels: PyTorch's CPU kernel is many times slower in channels_last below 16.
+    `num_classes` is 0 for an unconditional network. `PdlabError` for a shape that cannot be built.
     """
 
     image_size: int = 32
     in_channels: int = 3
     out_channels: int = 3
     channels: int = 256
-    multipliers: Sequence[int] = (1, 1, 1)
+    multipliers: tuple[int, ...] = (1, 1, 1)
     blocks: int = 3
-    attention: Sequence[int] = (8, 16)
+    attention: tuple[int, ...] = (8, 16)
     heads: int | None = 1
     head_dim: int | None = None
     embedding_channels: int = 1024
@@ -41,39 +41,32 @@ class UNetConfig:
     def __post_init__(self) -> None:
         for name in ("multipliers", "attention"):  # JSON gives lists; equal shapes should compare equal
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        sizes = (
-            self.image_size,
-            self.in_channels,
-            self.out_channels,
-            self.channels,
-            self.blocks,
-            self.group_size,
-        )
-        if min(*sizes, self.embedding_channels, *self.multipliers, *self.attention, 1) < 1:
-            raise PdlabError("a U-Net's sizes must all be at least 1: check the network's settings")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            least = 0 if field.name in ("dropout", "num_classes") else 1
+            if value is not None and min((value,) if not isinstance(value, tuple) else (*value, 1)) < least:
+                raise PdlabError(f"{field.name} must be at least {least}; got {value}")
+        if self.dropout >= 1:
+            raise PdlabError(f"dropout must be below 1; got {self.dropout}")
         if not self.multipliers or self.image_size % 2 ** (len(self.multipliers) - 1):
             raise PdlabError(
-                f"image_size {self.image_size} cannot be halved {len(self.multipliers) - 1} times: "
-                "use fewer multipliers or another image_size"
+                f"image_size {self.image_size} does not halve to {len(self.multipliers)} levels: "
+                "give another image_size, or one multiplier for each level"
             )
-        unused = set(self.attention) - set(self.resolutions)
+        unused = sorted(set(self.attention) - set(self.resolutions))
         if unused:
             raise PdlabError(
-                f"attention at {sorted(unused)} is never reached: the resolutions are {list(self.resolutions)}"
+                f"attention at {unused} is never reached: choose among the resolutions {list(self.resolutions)}"
             )
         if (self.heads is None) == (self.head_dim is None):
-            raise PdlabError("give either heads or head_dim for attention, and null for the other")
+            raise PdlabError("give one of heads and head_dim, and null for the other")
         for resolution, width in zip(self.resolutions, self.widths, strict=True):
-            last = resolution == self.resolutions[-1]
-            if (last or resolution in self.attention) and width % (self.heads or self.head_dim or 1):
+            attends = resolution in self.attention or resolution == self.resolutions[-1]
+            if attends and width % (self.heads or self.head_dim or 1):
                 raise PdlabError(
-                    f"{width} channels at resolution {resolution} do not divide into "
-                    f"heads={self.heads}, head_dim={self.head_dim}"
+                    f"{width} channels at resolution {resolution} do not divide by "
+                    + (f"heads = {self.heads}" if self.heads else f"head_dim = {self.head_dim}")
                 )
-        if not 0 <= self.dropout < 1:
-            raise PdlabError(f"dropout must be in [0, 1); got {self.dropout}")
-        if self.num_classes < 0:
-            raise PdlabError(f"num_classes must be 0 (unconditional) or more; got {self.num_classes}")
 
     @property
     def resolutions(self) -> tuple[int, ...]:
@@ -92,7 +85,7 @@ def _norm(channels: int, group_size: int) -> nn.GroupNorm:
 
 
 def _swish(h: Tensor) -> Tensor:
-    return F.silu(h, inplace=not torch.is_grad_enabled())
+    return F.silu(h, inplace=not torch.is_grad_enabled())  # every h here is fresh from a norm
 
 
 class ResidualBlock(nn.Module):
@@ -126,7 +119,7 @@ class ResidualBlock(nn.Module):
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    if q.device.type == "cpu" and q.shape[2] <= 64:  # plain products beat the fused kernel, backward twice
+    if q.device.type == "cpu" and q.shape[2] <= 64:  # so few tokens are half the work without the fused kernel
         return torch.softmax((q * q.shape[3] ** -0.5) @ k.transpose(2, 3), dim=3) @ v
     return F.scaled_dot_product_attention(q, k, v)
 
@@ -216,6 +209,9 @@ class UNet(nn.Module):
 
     def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         """Give the raw output for noisy images z at log-SNRs logsnr."""
+        expected = (self.config.in_channels, self.config.image_size, self.config.image_size)
+        if tuple(z.shape[1:]) != expected:
+            raise PdlabError(f"this network takes images of shape {expected}; got {tuple(z.shape[1:])}")
         if (self.label is None) != (labels is None):
             wanted = "takes no labels" if self.label is None else "is class-conditional: give labels"
             raise PdlabError(f"this network {wanted}")

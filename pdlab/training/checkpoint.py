@@ -96,14 +96,13 @@ def load(path: Path | str) -> Checkpoint:
     try:
         return _load(path)
     except PdlabError as error:
-        good = [other for other in neighbours(path) if other != path and _is_good(other)]
+        good = [other for other in checkpoints_in(path.parent) if other != path and _is_good(other)]
         hint = f"; the newest good checkpoint beside it is {good[-1]}" if good else ""
         raise PdlabError(f"{error}{hint}") from None
 
 
-def neighbours(path: Path) -> list[Path]:
-    """Checkpoint folders beside (or, if `path` is a run folder, in) `path`, oldest first."""
-    folder = path if path.is_dir() and not (path / "model.json").exists() else path.parent
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Checkpoint folders in `folder`, oldest first."""
     found = [file.parent for file in folder.glob("*/model.json") if not file.parent.name.startswith(".")]
     return sorted(found, key=lambda p: ((p / "model.json").stat().st_mtime_ns, p.name))
 
@@ -161,7 +160,7 @@ def file_sha256(path: Path) -> str:
 def _load(path: Path) -> Checkpoint:
     if not path.exists():
         raise PdlabError(f"there is no checkpoint {path}")
-    if path.is_dir() and not (path / "model.json").exists() and (found := neighbours(path)):
+    if path.is_dir() and not (path / "model.json").exists() and (found := checkpoints_in(path)):
         names = ", ".join(str(other) for other in found)
         raise PdlabError(f"{path} is a run with several checkpoints: name one of {names}")
     tensors, header = read_folder(path, "model")

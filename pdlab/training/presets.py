@@ -205,22 +205,27 @@ def override(settings: Any, changes: dict[str, str]) -> Any:
 
     Raises PdlabError for an unknown field or a value that does not read as the field's type.
     """
+    return _override(settings, changes, "")
+
+
+def _override(settings: Any, changes: dict[str, str], prefix: str) -> Any:
+    hints = typing.get_type_hints(type(settings))
+    nested: dict[str, dict[str, str]] = {}
+    values: dict[str, Any] = {}
     for path, text in changes.items():
-        settings = _replace(settings, path, path.split("."), text)
-    return settings
-
-
-def _replace(settings: Any, path: str, names: list[str], text: str) -> Any:
-    known = {f.name for f in dataclasses.fields(settings)}
-    if names[0] not in known:
-        raise PdlabError(f"unknown field {path!r}: {type(settings).__name__} has {', '.join(sorted(known))}")
-    value = getattr(settings, names[0])
-    if len(names) > 1 and dataclasses.is_dataclass(value):
-        return dataclasses.replace(settings, **{names[0]: _replace(value, path, names[1:], text)})
-    hint = typing.get_type_hints(type(settings))[names[0]]
-    if len(names) > 1 or dataclasses.is_dataclass(value):
-        raise PdlabError(f"{path!r} is not a single field: name one, such as teacher.lr or network.width")
-    return dataclasses.replace(settings, **{names[0]: _parse(path, text, hint)})
+        name, _, rest = path.partition(".")
+        if name not in hints:
+            raise PdlabError(f"unknown field {prefix + name!r}: there are {', '.join(sorted(hints))}")
+        if dataclasses.is_dataclass(getattr(settings, name)) != bool(rest):
+            raise PdlabError(f"{prefix + path!r} is not a single field: name one, such as teacher.lr")
+        if rest:
+            nested.setdefault(name, {})[rest] = text
+        else:
+            values[name] = _parse(prefix + name, text, hints[name])
+    # All fields of one part at once: some, such as heads and head_dim, are only valid together.
+    for name, parts in nested.items():
+        values[name] = _override(getattr(settings, name), parts, f"{prefix}{name}.")
+    return dataclasses.replace(settings, **values)
 
 
 def _parse(path: str, text: str, hint: Any) -> Any:

@@ -1,0 +1,80 @@
+"""Presets hold the paper's settings, and any field can be overridden."""
+
+import math
+
+import pytest
+
+from pdlab.errors import PdlabError
+from pdlab.training.presets import Preset, from_dict, override, preset, presets
+from pdlab.training.teacher import settings_of
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "lr", "dropout", "decay", "round_lr", "first", "output"),
+    [
+        ("cifar10", 128, 2e-4, 0.2, 0.001, 5e-5, 8192, "x"),
+        ("imagenet64", 2048, 3e-4, 0.1, 0.0, 1e-4, 1024, "both"),
+        ("lsun128", 2048, 3e-4, 0.1, 0.0, 1e-4, 1024, "both"),
+    ],
+)
+def test_the_papers_settings(
+    name: str, batch: int, lr: float, dropout: float, decay: float, round_lr: float, first: int, output: str
+) -> None:
+    p = preset(name)
+    assert (p.teacher.batch, p.teacher.lr, p.teacher.dropout, p.teacher.weight_decay) == (batch, lr, dropout, decay)
+    assert (p.teacher.warmup, p.teacher.ema, p.teacher.clip, p.teacher.flip) == (1000, 0.9999, 1.0, True)
+    assert (p.distill.batch, p.distill.lr, p.distill.updates) == (batch, round_lr, 50_000)
+    assert (p.distill.dropout, p.distill.weight_decay, p.distill.ema, p.distill.warmup) == (0, 0, 0, 0)
+    assert p.distill.anneal
+    assert (p.first_steps, p.output, p.weighting) == (first, output, "truncated")
+
+
+@pytest.mark.parametrize("name", presets())
+def test_settings_survive_json(name: str) -> None:
+    assert from_dict(settings_of(preset(name))) == preset(name)
+    unbounded = override(preset(name), {"logsnr_min": "-inf"})
+    assert settings_of(unbounded)["logsnr_min"] is None
+    assert from_dict(settings_of(unbounded)).logsnr_min == -math.inf
+
+
+def test_override_reads_every_type() -> None:
+    p: Preset = override(
+        preset("cifar10"),
+        {
+            "teacher.lr": "1e-3",
+            "teacher.flip": "false",
+            "network.multipliers": "1,2,2",
+            "network.attention": "16,",
+            "network.heads": "none",
+            "network.head_dim": "64",
+            "size": "none",
+            "output": "v",
+        },
+    )
+    assert (p.teacher.lr, p.teacher.flip, p.network.multipliers) == (1e-3, False, (1, 2, 2))
+    assert (p.network.attention, p.network.head_dim, p.size, p.output) == ((16,), 64, None, "v")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"teacher.learning_rate": "1"}, "unknown field 'teacher.learning_rate'.* lr,"),
+        ({"teacher.lr": "fast"}, "does not read as float"),
+        ({"teacher.lr": "nan"}, "not nan"),
+        ({"teacher.lr": "-1"}, "lr above 0"),
+        ({"teacher.updates": "0"}, "at least 1"),
+        ({"teacher.flip": "maybe"}, "does not read as bool"),
+        ({"teacher": "1"}, "not a single field"),
+        ({"output": "w"}, "unknown output 'w': choose one of x, eps, v, both"),
+        ({"weighting": "min-snr"}, "unknown weighting"),
+        ({"precision": "fp8"}, "unknown precision"),
+    ],
+)
+def test_bad_overrides(change: dict[str, str], message: str) -> None:
+    with pytest.raises(PdlabError, match=message):
+        override(preset("digits"), change)
+
+
+def test_unknown_preset_lists_the_known() -> None:
+    with pytest.raises(PdlabError, match="digits, toy, cifar10-small, cifar10, imagenet64, lsun128"):
+        preset("mnist")
