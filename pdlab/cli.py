@@ -129,6 +129,7 @@ def train(
     from pdlab.training.presets import override
     from pdlab.training.presets import preset as find_preset
     from pdlab.training.run import Run
+    from pdlab.training.teacher import check_preset
     from pdlab.training.teacher import train as work
 
     given = _changes(
@@ -146,6 +147,7 @@ def train(
     settings = override(find_preset(preset), given)
     machine = Machine(device.value, settings.precision, compile)
     source = load_data(settings.data, "train", data, settings.size, download)
+    check_preset(settings, source)
     with Run(run) as folder, Log(folder.path) as log:
         log.say(f"{settings.name} on {source.name}, {machine.describe()}")
         path = work(settings, source, folder, machine, seed=seed, log=log, save_every=save_every)
@@ -177,8 +179,8 @@ def distill(
     save_every: SaveOption = 60.0,
 ) -> None:
     """Distil CHECKPOINT, halving by halving, into RUN/student-NNNN."""
+    from pdlab.distillation.rounds import check_distillable, ladder
     from pdlab.distillation.rounds import distill as work
-    from pdlab.distillation.rounds import ladder
     from pdlab.report import cost_line
     from pdlab.training.checkpoint import load
     from pdlab.training.log import Log
@@ -192,6 +194,7 @@ def distill(
     settings = override(settings, given)
     first = first or teacher.denoiser.steps or settings.first_steps
     ladder(first, last)
+    check_distillable(teacher.denoiser)
     machine = Machine(device.value, precision.value if precision else settings.precision, compile)
     source = _data_of(teacher, data, dataset, download)
     with Run(run) as folder, Log(folder.path) as log:

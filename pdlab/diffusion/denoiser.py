@@ -38,11 +38,7 @@ class Denoiser(nn.Module):
         self.schedule = schedule or CosineSchedule()
         self.bounded = bounded
         self.steps = steps
-        if output == "eps" and self.schedule.psi_end == 0:
-            raise PdlabError(
-                "output eps cannot be used with logsnr_min = -inf: at t = 1 alpha = 0, z is pure noise, and eps "
-                "does not determine x; use output x, v or both, or a finite logsnr_min such as -20"
-            )
+        self.schedule.check_output(output)
 
     @property
     def device(self) -> torch.device:

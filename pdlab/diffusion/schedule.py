@@ -18,12 +18,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pdlab.errors import PdlabError
+
 
 @dataclass(frozen=True)
 class CosineSchedule:
     """Cosine schedule with log-SNR from `logsnr_max` (t = 0) down to `logsnr_min` (t = 1).
 
     Either bound may be infinite: `CosineSchedule(-math.inf, math.inf)` is alpha = cos(π t / 2).
+    Raises PdlabError unless `logsnr_min` is below `logsnr_max`.
     """
 
     logsnr_min: float = -20.0
@@ -31,7 +34,15 @@ class CosineSchedule:
 
     def __post_init__(self) -> None:
         if not self.logsnr_min < self.logsnr_max:
-            raise ValueError(f"logsnr_min {self.logsnr_min} must be below logsnr_max {self.logsnr_max}")
+            raise PdlabError(f"logsnr_min {self.logsnr_min} must be below logsnr_max {self.logsnr_max}")
+
+    def check_output(self, output: str) -> None:
+        """Raise PdlabError for output "eps" if alpha reaches 0: eps does not determine x there."""
+        if output == "eps" and self.psi_end == 0:
+            raise PdlabError(
+                "output eps cannot be used with logsnr_min = -inf: at t = 1 alpha = 0, z is pure noise, and eps "
+                "does not determine x; use output x, v or both, or a finite logsnr_min such as -20"
+            )
 
     @property
     def phi_start(self) -> float:

@@ -77,11 +77,7 @@ class Ladder:
     """
 
     def __init__(self, teacher: Denoiser, weighting: str, source: Source, machine: Machine) -> None:
-        if teacher.output == "eps":
-            raise PdlabError(
-                "an eps network is not distilled: near alpha = 0 its x̂ is an error divided by alpha, and the "
-                "paper reports that distillation did not work well with it; train with --output x, v or both"
-            )
+        check_distillable(teacher)
         self.machine = machine
         self.source = source.to(machine.device)
         self.teacher = machine.place(copy.deepcopy(teacher)).eval().requires_grad_(False)
@@ -124,6 +120,15 @@ class Ladder:
         student = student or self.student
         self.teacher.network.load_state_dict(student.network.state_dict())
         self.teacher.steps = student.steps
+
+
+def check_distillable(teacher: Denoiser) -> None:
+    """Raise PdlabError for an eps network: the paper reports that distilling it did not work well."""
+    if teacher.output == "eps":
+        raise PdlabError(
+            "an eps network is not distilled: near alpha = 0 its x̂ is an error divided by alpha, and the "
+            "paper reports that distillation did not work well with it; train with --output x, v or both"
+        )
 
 
 def rung_name(steps: int) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pdlab.diffusion.prediction import OUTPUTS
+from pdlab.diffusion.schedule import CosineSchedule
 from pdlab.diffusion.weighting import WEIGHTINGS
 from pdlab.errors import PdlabError
 from pdlab.networks.mlp import MLPConfig
@@ -67,6 +68,7 @@ class Preset:
         ):
             if value not in known:
                 raise PdlabError(f"unknown {what} {value!r}: choose one of {', '.join(known)}")
+        CosineSchedule(self.logsnr_min, self.logsnr_max).check_output(self.output)
         for job in (self.teacher, self.distill):
             if min(job.updates, job.batch) < 1 or not job.lr > 0 or not 0 <= job.ema < 1:
                 raise PdlabError("updates and batch must be at least 1, lr above 0, and ema in [0, 1)")

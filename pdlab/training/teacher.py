@@ -39,7 +39,7 @@ def train(
     A run that was interrupted goes on; one that is complete returns at once. Raises PdlabError if `source` is
     not of the shape or classes that the network takes, or the run was begun with other settings.
     """
-    check_fits(source, data_shape(preset.network), preset.network.num_classes, f"preset {preset.name}")
+    check_preset(preset, source)
     settings = settings_of(preset)
     run.claim("train", {"preset": settings, "data": describe(source), "seed": seed})
     if (done := run.checkpoint(TEACHER)) is not None:
@@ -101,6 +101,11 @@ def settings_of(preset: Preset) -> dict[str, Any]:
     """`preset` as plain JSON (an infinite bound becomes null)."""
     settings = dataclasses.asdict(preset)
     return {k: None if isinstance(v, float) and math.isinf(v) else v for k, v in settings.items()}
+
+
+def check_preset(preset: Preset, source: Source) -> None:
+    """Raise PdlabError unless the preset's network takes the examples of `source`."""
+    check_fits(source, data_shape(preset.network), preset.network.num_classes, f"preset {preset.name}")
 
 
 def check_fits(source: Source, shape: tuple[int, ...], num_classes: int, what: str) -> None:

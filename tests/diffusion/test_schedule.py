@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pdlab.diffusion.schedule import CosineSchedule, time_grid
+from pdlab.errors import PdlabError
 
 PAPER = CosineSchedule()
 UNBOUNDED = CosineSchedule(-math.inf, math.inf)
@@ -73,5 +74,5 @@ def test_time_grid() -> None:
 
 
 def test_bounds_must_be_ordered() -> None:
-    with pytest.raises(ValueError, match="below"):
+    with pytest.raises(PdlabError, match="below"):
         CosineSchedule(20, -20)

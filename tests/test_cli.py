@@ -1,0 +1,270 @@
+"""The command line as users meet it: whole runs, and one clear line for everything that can go wrong."""
+
+import io
+import json
+import pickle
+import subprocess
+import sys
+import tarfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pdlab import cli
+from pdlab.training.checkpoint import load
+
+TINY = ["--set", "network.width=32", "--set", "network.blocks=1", "--batch", "32", "--device", "cpu"]
+SHARED_CIFAR = Path(__file__).resolve().parents[2] / "shared" / "cifar10"
+
+
+class Result:
+    """What a command left: exit code, standard output and error."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def pdlab(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Runs a command in this process, through the entry point."""
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main() replaces it
+
+    def run(*args: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["pdlab", *map(str, args)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capsys.readouterr()
+        return Result(int(stopped.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def teacher(pdlab, tmp_path: Path) -> Path:
+    assert pdlab("train", "digits", "--run", tmp_path / "r", "--steps", 20, *TINY).code == 0
+    return tmp_path / "r" / "teacher"
+
+
+def refused(result: Result, *words: str) -> None:
+    """One line that holds `words`, exit code 2, nothing on standard output."""
+    assert result.code == 2, result.err
+    lines = [line for line in result.err.splitlines() if line.startswith("pdlab:")]
+    assert len(lines) == 1, result.err
+    assert "Traceback" not in result.err
+    for word in words:
+        assert word in lines[0]
+
+
+def test_train_distill_sample_evaluate(pdlab, teacher: Path, tmp_path: Path) -> None:
+    run = teacher.parent
+    result = pdlab("distill", teacher, "--run", run, "--from", 8, "--steps", 5, "--batch", 32)
+    assert result.code == 0
+    assert "distillation" in result.out
+    students = [run / f"student-000{n}" for n in (4, 2, 1)]
+    assert [load(path).denoiser.steps for path in students] == [4, 2, 1]
+    lineage = [load(teacher).sha256, *(load(path).sha256 for path in students)]
+    assert [load(path).info["teacher"] for path in students] == lineage[:-1]
+    updates = [load(path).info["optimization"]["updates"] for path in students]
+    assert updates == [5, 10, 10]
+    assert load(students[1]).info["cost"]["forward_evaluations"] == 3 * 10 * 32
+
+    assert pdlab("sample", students[1], "--out", tmp_path / "grid.png", "--n", 9).code == 0
+    with Image.open(tmp_path / "grid.png") as image:
+        assert image.size[0] >= 256
+    assert pdlab("sample", teacher, "--steps", 3, "--out", tmp_path / "s.npz", "--n", 7).code == 0
+    assert np.load(tmp_path / "s.npz")["arr_0"].shape == (7, 8, 8, 1)
+
+    out = tmp_path / "report.json"
+    result = pdlab(
+        "evaluate", teacher, students[0], "--features", "pixels", "--n", 100, "--steps", "2,4", "--out", out
+    )
+    assert result.code == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [(r["model"], r["steps"], r["metric"]) for r in rows] == [
+        (model, steps, metric)
+        for model in ("teacher", "distilled")
+        for steps in (2, 4)
+        for metric in ("FD-pixels", "KD-pixels")
+    ]
+    card = rows[0]["card"]
+    assert card["n"] == 100
+    assert card["checkpoint"] == load(teacher).sha256
+    assert card["reference"]["size"] == 1797
+    assert card["floor"]["value"] > 0
+    assert "with replacement" in card["floor"]["how"]
+    assert "distilled for 4 steps" in result.err  # and asked for 2
+
+
+def test_the_same_seed_gives_the_same_samples(pdlab, teacher: Path, tmp_path: Path) -> None:
+    for name, seed, n in (("a", 1, 300), ("b", 1, 260), ("c", 2, 260)):
+        pdlab("sample", teacher, "--steps", 2, "--seed", seed, "--n", n, "--out", tmp_path / f"{name}.npz")
+    a, b, c = (np.load(tmp_path / f"{name}.npz")["arr_0"] for name in "abc")
+    assert np.array_equal(a[:260], b)  # the first samples do not depend on how many
+    assert not np.array_equal(b, c)
+
+
+def test_toys_train_and_draw(pdlab, tmp_path: Path) -> None:
+    assert pdlab("train", "toy", "--run", tmp_path / "r", "--steps", 5, *TINY, "--dataset", "spiral").code == 0
+    path = tmp_path / "r" / "teacher"
+    assert pdlab("sample", path, "--steps", 4, "--out", tmp_path / "p.png").code == 0
+    assert pdlab("sample", path, "--steps", 4, "--out", tmp_path / "p.npz", "--n", 5).code == 0
+    assert np.load(tmp_path / "p.npz")["arr_0"].shape == (5, 2)
+    refused(pdlab("evaluate", path, "--out", tmp_path / "r.json"), "images only")
+
+
+def test_again_returns_at_once_and_other_settings_are_refused(pdlab, teacher: Path) -> None:
+    before = load(teacher).sha256
+    assert pdlab("train", "digits", "--run", teacher.parent, "--steps", 20, *TINY).code == 0
+    assert load(teacher).sha256 == before
+    refused(
+        pdlab("train", "digits", "--run", teacher.parent, "--steps", 21, *TINY), "teacher.updates was 20, is 21"
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["train", "mnist"], ["unknown preset 'mnist'", "cifar10-small"]),
+        (["train", "cifar10-small", "--data", "nowhere"], ["nowhere", "--data"]),
+        (["train", "digits", "--output", "score"], ["unknown output", "x, eps, v, both"]),
+        (["train", "digits", "--set", "lr"], ["FIELD=VALUE"]),
+        (["train", "digits", "--set", "teacher.rate=1"], ["unknown field"]),
+        (["train", "digits", "--steps", "0"], ["--steps", "see pdlab train --help"]),
+        (["train", "digits", "--steps", "many"], ["--steps"]),
+        (["train", "digits", "--dataset", "moons"], ["1×8×8", "moons"]),
+        (["train", "digits", "--device", "tpu"], ["--device"]),
+        (["train", "digits", "--output", "eps", "--set", "logsnr_min=-inf"], ["alpha = 0", "x, v or both"]),
+        (["train", "imagenet64"], ["--data"]),
+    ],
+)
+def test_bad_input_writes_nothing(pdlab, tmp_path: Path, monkeypatch, args: list[str], words: list[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PDLAB_DATA", raising=False)
+    refused(pdlab(*args, "--run", "r"), *words)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--from", "48"], ["halving 48", "--from 32 --to 1"]),
+        (["--from", "8", "--to", "3"], ["does not give 3"]),
+        (["--from", "1"], ["--from"]),
+        (["--dataset", "moons"], ["trained on digits, not on moons"]),
+        (["--dataset", "mnist"], ["unknown data set"]),
+    ],
+)
+def test_bad_distillation_writes_nothing(pdlab, teacher: Path, tmp_path: Path, args, words) -> None:
+    refused(pdlab("distill", teacher, "--run", tmp_path / "d", *args), *words)
+    assert not (tmp_path / "d").exists()
+
+
+def test_bad_checkpoints(pdlab, teacher: Path, tmp_path: Path) -> None:
+    out = tmp_path / "g.png"
+    refused(pdlab("sample", tmp_path / "none", "--out", out), "there is no checkpoint")
+    refused(pdlab("sample", teacher.parent, "--out", out), "name one of")
+    refused(pdlab("sample", teacher, "--out", out), "give --steps")
+    refused(pdlab("sample", teacher, "--steps", 2, "--out", tmp_path / "g.gif"), ".png", ".npz")
+    refused(
+        pdlab("evaluate", teacher, "--features", "pixels", "--n", 64, "--out", tmp_path / "r.json"), "too few", "65"
+    )
+    refused(pdlab("evaluate", teacher, "--steps", "4,x", "--out", tmp_path / "r.json"), "1,2,4")
+    (teacher / "model.safetensors").write_bytes(b"x")
+    refused(pdlab("sample", teacher, "--steps", 2, "--out", out), "damaged")
+    assert not out.exists()
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_nan(pdlab, tmp_path: Path) -> None:
+    result = pdlab("train", "digits", "--run", tmp_path / "r", "--steps", 50, *TINY, "--lr", "1e38")
+    refused(result, "not finite at update", "lower lr")
+    assert not (tmp_path / "r" / "teacher").exists()
+
+
+def test_no_write_permission(pdlab, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused(pdlab("train", "digits", "--run", tmp_path / "file" / "r", *TINY), "cannot write to")
+    refused(pdlab("train", "digits", "--run", "/proc/pdlab", *TINY), "cannot write to", "--run")
+
+
+def archive(folder: Path, content: bytes) -> Path:
+    """A file with the name of the official archive."""
+    folder.mkdir()
+    (folder / "cifar-10-python.tar.gz").write_bytes(content)
+    return folder
+
+
+def tar_of(name: str, content: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+class Bomb:
+    """A pickle that would leave a file behind when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):  # type: ignore[no-untyped-def]
+        return (Path.touch, (self.path,))
+
+
+def test_hostile_and_damaged_archives(pdlab, tmp_path: Path) -> None:
+    good = tar_of("cifar-10-batches-py/data_batch_1", b"x" * 1000)
+    tampered = bytearray(good)
+    tampered[-20] ^= 1
+    for name, content in (("truncated", good[:-30]), ("tampered", bytes(tampered)), ("other", good)):
+        folder = archive(tmp_path / name, content)
+        refused(
+            pdlab("train", "cifar10-small", "--data", folder, "--run", tmp_path / "r"), "cifar-10-python.tar.gz"
+        )
+    batches = tmp_path / "evil" / "cifar-10-batches-py"
+    batches.mkdir(parents=True)
+    for k in range(1, 6):
+        (batches / f"data_batch_{k}").write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
+    (batches / "test_batch").write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
+    refused(pdlab("train", "cifar10-small", "--data", tmp_path / "evil", "--run", tmp_path / "r"), "data_batch_1")
+    assert not (tmp_path / "exploded").exists()
+    assert not (tmp_path / "r").exists()
+
+
+def test_help_and_version_from_the_shell() -> None:
+    """The installed module, started as a user's shell starts it."""
+    command = [sys.executable, "-m", "pdlab.cli"]
+    result = subprocess.run([*command, "--help"], capture_output=True, text=True)
+    assert result.returncode == 0
+    for name in ("quickstart", "train", "distill", "sample", "evaluate", "bench"):
+        assert name in result.stdout
+    assert subprocess.run([*command, "--version"], capture_output=True, text=True).stdout.startswith("pdlab ")
+    result = subprocess.run([*command, "paint"], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "No such command 'paint'" in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED_CIFAR.exists(), reason="the CIFAR-10 of the workplace is not here")
+def test_cifar10_from_the_command_line(tmp_path: Path) -> None:
+    """20 updates of cifar10-small and one round, on real images; the loss falls."""
+    subprocess.run([sys.executable, SHARED_CIFAR / "unpack.py", tmp_path, "--bin"], check=True)
+    run = tmp_path / "r"
+    command = [sys.executable, "-m", "pdlab.cli"]
+    common = ["--data", tmp_path, "--run", run, "--batch", "32", "--device", "cpu"]
+    train = [*command, "train", "cifar10-small", *common, "--steps", "20", "--set", "teacher.warmup=5"]
+    subprocess.run(train, check=True)
+    subprocess.run(
+        [*command, "distill", run / "teacher", *common, "--from", "8", "--to", "4", "--steps", "4"], check=True
+    )
+    student = load(run / "student-0004")
+    assert student.info["teacher"] == load(run / "teacher").sha256
+    losses = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    of_teacher = [entry["loss"] for entry in losses if entry["stage"] == "teacher"]
+    assert len(of_teacher) >= 2
+    assert of_teacher[-1] < 0.8 * of_teacher[0]

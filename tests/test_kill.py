@@ -1,0 +1,75 @@
+"""kill -9 at random moments, then the same command: the same weights, bit for bit, as if nothing had happened."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pdlab.training.checkpoint import load
+
+COMMON = ["--batch", "32", "--device", "cpu", "--save-every", "0.1"]
+TRAIN = [
+    *["train", "digits", "--steps", "4000", "--set", "network.width=32", "--set", "network.blocks=1"],
+    *["--set", "teacher.dropout=0.1", *COMMON],
+]
+DISTILL = ["--from", "8", "--steps", "700", *COMMON]
+KILLS = 10
+
+
+def start(args: list[str], run: Path) -> subprocess.Popen[bytes]:
+    program = "import torch; torch.set_num_threads(1); from pdlab.cli import main; main()"
+    command = [sys.executable, "-c", program, *args, "--run", str(run)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def finish(args: list[str], run: Path) -> None:
+    assert start(args, run).wait(300) == 0
+
+
+def kill_until_done(args: list[str], run: Path, seed: int) -> list[str]:
+    """Kill the command again and again, at random moments after it began to work; where it was each time."""
+    moments, draw = [], random.Random(seed)
+    for _ in range(100):
+        process = start(args, run)
+        before = states(run)
+        while process.poll() is None and states(run) == before:
+            time.sleep(0.005)
+        time.sleep(draw.uniform(0, 0.35))
+        if process.poll() is not None:
+            assert process.returncode == 0
+            return moments
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        moments.append(f"{len(list(run.glob('student-*')))} rounds done, {states(run)}")
+        if len(moments) == KILLS:
+            finish(args, run)
+            return moments
+    raise AssertionError("the run never ended")
+
+
+def states(run: Path) -> list[str]:
+    """What is on disk of unfinished and finished stages."""
+    return sorted(p.name for p in (*run.glob("progress/*"), *run.glob("student-*")) if not p.name.startswith("."))
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_with_the_weights_of_an_unkilled_one(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finish(TRAIN, whole)
+    moments = kill_until_done(TRAIN, killed, seed=1)
+    assert len(moments) >= KILLS, moments
+    assert len(set(moments)) > KILLS / 2, moments
+    assert load(killed / "teacher").sha256 == load(whole / "teacher").sha256
+
+    finish(["distill", str(whole / "teacher"), *DISTILL], whole)
+    moments = kill_until_done(["distill", str(killed / "teacher"), *DISTILL], killed, seed=2)
+    assert len(moments) >= KILLS, moments
+    assert len({moment[0] for moment in moments}) >= 2, moments  # in more than one round
+    for name in ("student-0004", "student-0002", "student-0001"):
+        assert load(killed / name).sha256 == load(whole / name).sha256
+    assert not list((killed / "progress").iterdir())
+    assert not list(killed.glob(".*.tmp"))
