@@ -304,7 +304,7 @@ def evaluate(
 def bench(
     out: Annotated[Path | None, typer.Option("--out", help="Also write the figures as JSON.")] = None,
     preset: Annotated[str, typer.Option(help="A preset with a U-Net.")] = "cifar10-small",
-    batch: Annotated[int, typer.Option(min=1, help="Examples a training step.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Examples a training step.")] = 128,
     repeats: Annotated[int, typer.Option(min=3, help="Alternating repeats; the median counts.")] = 9,
     device: DeviceOption = Device.auto,
     compile: CompileOption = None,

@@ -11,12 +11,12 @@ import pytest
 
 from pdlab.training.checkpoint import load
 
-COMMON = ["--batch", "32", "--device", "cpu", "--save-every", "0.1"]
+COMMON = ["--batch", "32", "--device", "cpu", "--save-every", "0"]  # a state after every update
 TRAIN = [
-    *["train", "digits", "--steps", "4000", "--set", "network.width=32", "--set", "network.blocks=1"],
+    *["train", "digits", "--steps", "400", "--set", "network.width=32", "--set", "network.blocks=1"],
     *["--set", "teacher.dropout=0.1", *COMMON],
 ]
-DISTILL = ["--from", "8", "--steps", "700", *COMMON]
+DISTILL = ["--from", "8", "--steps", "80", *COMMON]
 KILLS = 10
 
 
@@ -31,28 +31,34 @@ def finish(args: list[str], run: Path) -> None:
 
 
 def kill_until_done(args: list[str], run: Path, seed: int) -> list[str]:
-    """Kill the command again and again, at random moments after it began to work; where it was each time."""
-    moments, draw = [], random.Random(seed)
-    for _ in range(100):
-        process = start(args, run)
-        before = states(run)
-        while process.poll() is None and states(run) == before:
-            time.sleep(0.005)
-        time.sleep(draw.uniform(0, 0.35))
+    """Kill the command again and again after random amounts of work; returns what was on disk each time.
+
+    At least once it is killed at the moment a round's checkpoint appears, i.e. between two rounds.
+    """
+    moments: list[str] = []
+    draw, between = random.Random(seed), "distill" not in args
+    while len(moments) < KILLS:
+        process, seen, work = start(args, run), states(run), draw.randint(1, 40)
+        while process.poll() is None and work > 0:
+            now = states(run)
+            work -= now != seen
+            if not between and "student-0004" in now:
+                between, work = True, 0
+            seen = now
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.01))
         if process.poll() is not None:
             assert process.returncode == 0
-            return moments
+            break
         process.send_signal(signal.SIGKILL)
         process.wait()
-        moments.append(f"{len(list(run.glob('student-*')))} rounds done, {states(run)}")
-        if len(moments) == KILLS:
-            finish(args, run)
-            return moments
-    raise AssertionError("the run never ended")
+        moments.append(str(seen))
+    finish(args, run)
+    return moments
 
 
 def states(run: Path) -> list[str]:
-    """What is on disk of unfinished and finished stages."""
+    """The unfinished and finished stages on disk."""
     return sorted(p.name for p in (*run.glob("progress/*"), *run.glob("student-*")) if not p.name.startswith("."))
 
 
@@ -68,7 +74,8 @@ def test_a_killed_run_ends_with_the_weights_of_an_unkilled_one(tmp_path: Path) -
     finish(["distill", str(whole / "teacher"), *DISTILL], whole)
     moments = kill_until_done(["distill", str(killed / "teacher"), *DISTILL], killed, seed=2)
     assert len(moments) >= KILLS, moments
-    assert len({moment[0] for moment in moments}) >= 2, moments  # in more than one round
+    rounds = {sum(f"student-000{n}'" in moment for n in (4, 2, 1)) for moment in moments}
+    assert len(rounds) >= 2, moments  # within more than one round
     for name in ("student-0004", "student-0002", "student-0001"):
         assert load(killed / name).sha256 == load(whole / name).sha256
     assert not list((killed / "progress").iterdir())

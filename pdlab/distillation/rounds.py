@@ -194,8 +194,8 @@ def distill(
                 "cost": dataclasses.asdict(Cost.of(optimization, flops, 2, trained.seconds)),
             }
             parent = save(path, steps_down.student, info)
-            run.drop_states(path.name)
             steps_down.promote()
+        run.drop_states(path.name)
         paths.append(path)
     return paths
 

@@ -31,12 +31,14 @@ def sample_grid(
     samples: Mapping[str, Mapping[int, Tensor]],
     captions: Mapping[str, Mapping[int, str]] | None = None,
     title: str = "",
+    titles: Mapping[int, str] | None = None,
 ) -> Figure:
-    """Samples of models (rows) at step counts (columns), all from the same noise.
+    """Samples of models (rows) at step counts (columns, in the order given), all from the same noise.
 
-    `samples[model][steps]` is uint8 `[n, C, H, W]`, n a square number to fill the cell; `captions` go below.
+    `samples[model][steps]` is uint8 `[n, C, H, W]`, n a square number to fill the cell; `captions` go below
+    the cells, `titles` above the columns (default: the number of steps).
     """
-    steps = sorted({count for row in samples.values() for count in row}, reverse=True)
+    steps = list(dict.fromkeys(count for row in samples.values() for count in row))
     figure = Figure(figsize=(1.55 * len(steps) + 0.6, 1.95 * len(samples) + 0.5), dpi=150, layout="constrained")
     axes = figure.subplots(len(samples), len(steps), squeeze=False)
     for row, (model, cells) in enumerate(samples.items()):
@@ -47,7 +49,8 @@ def sample_grid(
             for spine in axis.spines.values():
                 spine.set_visible(False)
             if row == 0:
-                axis.set_title(f"{count} step{'s' if count > 1 else ''}", fontsize=10)
+                default = f"{count} step{'s' if count > 1 else ''}"
+                axis.set_title(titles[count] if titles else default, fontsize=10)
             if column == 0:
                 axis.set_ylabel(NAMES.get(model, model), fontsize=10, color=COLOURS.get(model, "black"))
             if count not in cells:

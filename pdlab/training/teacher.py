@@ -43,6 +43,7 @@ def train(
     settings = settings_of(preset)
     run.claim("train", {"preset": settings, "data": describe(source), "seed": seed})
     if (done := run.checkpoint(TEACHER)) is not None:
+        run.drop_states(TEACHER)  # a kill may have come between the checkpoint and this
         return done
     denoiser = machine.place(new_denoiser(preset, seed))
     source = source.to(machine.device)

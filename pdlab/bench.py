@@ -1,0 +1,283 @@
+"""Speed beside diffusers, in one run: both sides alternate, and what counts is the ratio of neighbours.
+
+Ours is the loop, the round and the sampler that `pdlab train`, `distill` and `sample` run. The peer is what a
+tutorial would write: diffusers' `UNet2DModel` of equal blocks, parameters and FLOPs, AdamW and a DataLoader;
+and its `DDIMPipeline`. Machines differ and are shared, so no absolute time is a result.
+"""
+
+import json
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from pdlab.data.source import ImageSource, to_uint8
+from pdlab.diffusion.samplers import sample
+from pdlab.distillation.rounds import Ladder
+from pdlab.errors import PdlabError
+from pdlab.files import atomic_file
+from pdlab.metrics.card import versions
+from pdlab.networks.unet import UNetConfig
+from pdlab.training.cost import forward_flops
+from pdlab.training.loop import fit, trainable
+from pdlab.training.machine import Machine
+from pdlab.training.objective import DiffusionObjective
+from pdlab.training.presets import Preset, preset
+from pdlab.training.teacher import new_denoiser
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Median seconds of both sides, and the ratio peer / ours of neighbouring measurements with quartiles."""
+
+    name: str
+    ours: float
+    peer: float
+    ratio: float
+    low: float
+    high: float
+
+
+def bench(
+    out: Path | None = None,
+    *,
+    preset: str = "cifar10-small",
+    batch: int = 128,
+    repeats: int = 9,
+    device: str = "auto",
+    compile: bool | None = None,
+) -> dict[str, Any]:
+    """Run all comparisons on the network of `preset`, print them, and write them to `out`.
+
+    Raises PdlabError without diffusers, or for a preset without a U-Net.
+    """
+    settings = _settings(preset)
+    machine = Machine(device, "auto", compile)
+    source = _random_images(settings.network.image_size).to(machine.device)  # type: ignore[union-attr]
+    console = Console()
+    started = os.getloadavg()
+    console.print(
+        f"{settings.name} on {machine.describe()}, batch {batch}, {repeats} repeats; load {started[0]:.1f}"
+    )
+    peer = peer_network(settings.network).to(machine.device)  # type: ignore[arg-type]
+    sizes = _sizes(settings, peer)
+    ours = training_step(settings, source, machine, batch)
+    results = [
+        compare(
+            f"training, batch {batch}", ours, peer_training_step(peer, source, machine, batch), machine, repeats
+        ),
+        compare(
+            f"distillation beside our training, batch {batch}",
+            distillation_step(settings, source, machine, batch),
+            ours,
+            machine,
+            max(3, repeats // 2),
+        ),
+    ]
+    for steps in (8, 1):
+        name = f"sampling 16 images in {steps} step{'s' if steps > 1 else ''}"
+        one, two = sampling(settings, machine, 16, steps), peer_sampling(peer, machine, 16, steps)
+        results.append(compare(name, one, two, machine, 2 * repeats))
+    error = bf16_error(settings, machine)
+    table = Table("", "ours, s", "peer, s", "peer / ours", "quartiles")
+    for r in results:
+        table.add_row(r.name, f"{r.ours:.3f}", f"{r.peer:.3f}", f"{r.ratio:.2f}", f"{r.low:.2f} – {r.high:.2f}")
+    console.print(table)
+    console.print(
+        f"{sizes}; images of our sampling precision are within {255 * error:.2f}/255 of float32's on average"
+    )
+    report = {
+        "preset": settings.name,
+        "device": machine.describe(),
+        "batch": batch,
+        "repeats": repeats,
+        "load": [started, os.getloadavg()],
+        "versions": {**versions(), "diffusers": _diffusers().__version__},
+        "sizes": sizes,
+        "results": [asdict(r) for r in results],
+        "bf16_mean_absolute_difference": error,
+    }
+    if out is not None:
+        with atomic_file(out) as file:
+            file.write(json.dumps(report, indent=2).encode())
+    return report
+
+
+def compare(
+    name: str, ours: Callable[[], object], peer: Callable[[], object], machine: Machine, repeats: int
+) -> Ratio:
+    """Alternate `ours` and `peer` (ABBA) after a warm-up of each; drifting load cancels in neighbours' ratios."""
+    seconds: dict[int, list[float]] = {0: [], 1: []}
+    sides = (ours, peer)
+    for side in sides:
+        side()
+    for k in range(repeats):
+        for index in (0, 1) if k % 2 == 0 else (1, 0):
+            _wait(machine)
+            before = time.perf_counter()
+            sides[index]()
+            _wait(machine)
+            seconds[index].append(time.perf_counter() - before)
+    ratios = [b / a for a, b in zip(seconds[0], seconds[1], strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4)
+    medians = [statistics.median(seconds[k]) for k in (0, 1)]
+    return Ratio(name, medians[0], medians[1], statistics.median(ratios), low, high)
+
+
+def training_step(settings: Preset, source: ImageSource, machine: Machine, batch: int) -> Callable[[], object]:
+    """Two updates of the real loop; its set-up (optimizer, EMA) is counted too."""
+    denoiser = machine.place(new_denoiser(settings, 0))
+    live = trainable(denoiser, machine)
+    optimization = replace(settings.teacher, batch=batch, updates=2)
+    objective = DiffusionObjective(settings.weighting)
+    return lambda: fit(denoiser, objective, source, optimization, machine, live=live)
+
+
+def distillation_step(settings: Preset, source: ImageSource, machine: Machine, batch: int) -> Callable[[], object]:
+    """Two updates of a halving round."""
+    rounds = Ladder(new_denoiser(settings, 0), settings.weighting, source, machine)
+    optimization = replace(settings.distill, batch=batch, updates=2)
+    return lambda: rounds.halve(8, optimization)
+
+
+def sampling(settings: Preset, machine: Machine, n: int, steps: int) -> Callable[[], object]:
+    """`n` images as uint8 by our DDIM, in the precision that this machine samples in."""
+    denoiser = machine.place(new_denoiser(settings, 0)).eval()
+    shape = (n, 3, settings.network.image_size, settings.network.image_size)  # type: ignore[union-attr]
+
+    def work() -> Tensor:
+        with machine.for_sampling(denoiser.network), torch.inference_mode():
+            return to_uint8(sample(denoiser, torch.randn(shape, device=machine.device), steps))
+
+    return work
+
+
+def peer_network(config: UNetConfig) -> nn.Module:
+    """diffusers' `UNet2DModel` with the block plan of `config`: equal FLOPs, parameters within a few per cent."""
+    attends = [resolution in config.attention for resolution in config.resolutions]
+    network: nn.Module = _diffusers().UNet2DModel(
+        sample_size=config.image_size,
+        in_channels=config.in_channels,
+        out_channels=config.out_channels,
+        block_out_channels=config.widths,
+        layers_per_block=config.blocks,
+        down_block_types=tuple("AttnDownBlock2D" if a else "ResnetDownsampleBlock2D" for a in attends),
+        up_block_types=tuple("AttnUpBlock2D" if a else "ResnetUpsampleBlock2D" for a in reversed(attends)),
+        downsample_type="resnet",
+        upsample_type="resnet",
+        resnet_time_scale_shift="scale_shift",
+        norm_num_groups=math.gcd(32, *(width // config.group_size for width in config.widths)),
+        norm_eps=1e-6,
+        attention_head_dim=config.head_dim,
+    )
+    return network
+
+
+class _Images(Dataset[Tensor]):
+    """One image at a time: to float, perhaps flipped."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        x = self.images[index].float() / 127.5 - 1
+        return x.flip(2) if torch.rand(()) < 0.5 else x
+
+
+def peer_training_step(
+    network: nn.Module, source: ImageSource, machine: Machine, batch: int
+) -> Callable[[], object]:
+    """Two updates of a plain float32 loop."""
+    scheduler = _diffusers().DDPMScheduler()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-4)
+    loader = DataLoader(_Images(source.images.cpu()), batch_size=batch, shuffle=True, drop_last=True)
+    stream = iter(loader)
+
+    def work() -> None:
+        nonlocal stream
+        for _ in range(2):
+            x = next(stream, None)
+            if x is None:
+                stream = iter(loader)
+                x = next(stream)
+            x = x.to(machine.device)
+            eps = torch.randn_like(x)
+            t = torch.randint(0, 1000, (batch,), device=x.device)
+            loss = F.mse_loss(network(scheduler.add_noise(x, eps, t), t).sample, eps)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return work
+
+
+def peer_sampling(network: nn.Module, machine: Machine, n: int, steps: int) -> Callable[[], object]:
+    """`n` images by diffusers' `DDIMPipeline`."""
+    diffusers = _diffusers()
+    pipeline = diffusers.DDIMPipeline(network.eval(), diffusers.DDIMScheduler())
+    pipeline.set_progress_bar_config(disable=True)
+    return lambda: pipeline(batch_size=n, num_inference_steps=steps, output_type="np")
+
+
+def bf16_error(settings: Preset, machine: Machine, n: int = 16, steps: int = 8) -> float:
+    """Mean absolute difference, in units of the range [0, 1], of images sampled as usual and in float32."""
+    denoiser = machine.place(new_denoiser(settings, 0)).eval()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        for parameter in denoiser.parameters():
+            if not parameter.any():  # layers that begin at zero would hide every error
+                parameter.copy_(0.02 * torch.randn(parameter.shape))
+        z = torch.randn(n, 3, settings.network.image_size, settings.network.image_size)  # type: ignore[union-attr]
+    z = z.to(machine.device)
+    full = sample(denoiser, z, steps)
+    with machine.for_sampling(denoiser.network):
+        low = sample(denoiser, z, steps)
+    return float((full - low).abs().mean()) / 2
+
+
+def _settings(name: str) -> Preset:
+    settings = preset(name)
+    if not isinstance(settings.network, UNetConfig):
+        raise PdlabError(f"preset {name} has no U-Net to compare: take cifar10-small")
+    _diffusers()
+    return settings
+
+
+def _diffusers() -> Any:
+    try:
+        import diffusers
+    except ImportError:
+        raise PdlabError("pdlab bench compares with diffusers: pip install 'pdlab[bench]'") from None
+    return diffusers
+
+
+def _random_images(size: int) -> ImageSource:
+    generator = torch.Generator().manual_seed(0)
+    return ImageSource(torch.randint(0, 256, (2048, 3, size, size), dtype=torch.uint8, generator=generator))
+
+
+def _sizes(settings: Preset, peer: nn.Module) -> str:
+    ours = sum(p.numel() for p in new_denoiser(settings, 0).parameters())
+    theirs = sum(p.numel() for p in peer.parameters())
+    flops = forward_flops(settings.network, settings.output)
+    return f"ours {ours / 1e6:.2f} M parameters, {flops / 1e9:.2f} GFLOPs forward; peer {theirs / 1e6:.2f} M"
+
+
+def _wait(machine: Machine) -> None:
+    if machine.device.type == "cuda":
+        torch.cuda.synchronize(machine.device)
