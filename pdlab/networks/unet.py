@@ -167,10 +167,10 @@ class UNet(nn.Module):
 
         self.time = nn.Sequential(nn.Linear(c, e), nn.SiLU(), nn.Linear(e, e))
         self.label = nn.Embedding(config.num_classes, e) if config.num_classes else None
-        self.conv_in = nn.Conv2d(config.in_channels, c, 3, padding=1)
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         # Every stage is one residual block with what follows it; every stage of `down` leaves a skip.
         self.down, self.middle, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
-        width, skips = c, [c]
+        width, skips = widths[0], [widths[0]]
         for i, (out, resolution) in enumerate(zip(widths, config.resolutions, strict=True)):
             for _ in range(config.blocks):
                 self.down.append(nn.ModuleList([residual(width, out), *attention(out, resolution)]))

@@ -27,12 +27,12 @@ IMAGENET64 = UNetConfig(
 LSUN128 = replace(IMAGENET64, image_size=128, channels=64, multipliers=(1, 2, 4, 6, 8), num_classes=0)
 CIFAR10_SMALL = UNetConfig(
     channels=32,
-    multipliers=(2, 2, 3, 4),
+    multipliers=(2, 2, 3, 3),
     blocks=1,
     attention=(8,),
     heads=None,
     head_dim=32,
-    embedding_channels=128,
+    embedding_channels=256,
     group_size=16,
 )
 TINY = UNetConfig(
