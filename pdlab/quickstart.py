@@ -4,6 +4,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pdlab import data
 from pdlab.data.source import ImageSource, to_uint8
 from pdlab.diffusion.samplers import sample
@@ -33,6 +35,8 @@ def quickstart(
     settings = settings or preset("digits")
     log = log or Log(out)
     started = time.monotonic()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a network is no faster on two, and many times slower on a busy machine
     machine = Machine("cpu", settings.precision)
     source = data.load(settings.data)
     assert isinstance(source, ImageSource)
@@ -49,6 +53,7 @@ def quickstart(
         for k, (checkpoint, count) in enumerate(jobs):
             rows += evaluate(checkpoint, count, yardstick, machine, seed=seed)
             log.advance("evaluation", k + 1, len(jobs), f"{rows[-1].metric} {rows[-1].value:.3f}")
+    torch.set_num_threads(threads)
     report = {
         "teacher_steps": settings.first_steps,
         "seed": seed,
