@@ -130,20 +130,19 @@ def print_report(report: dict[str, Any]) -> None:
     for steps in sorted({row.steps for row in rows}, reverse=True):
         values = {(r.metric, r.model): r.value for r in rows if r.steps == steps}
         table.add_row(str(steps), *(f"{values[c]:.4g}" if c in values else "" for c in columns))
+    console = Console()
+    console.print(table)
     for metric in dict.fromkeys(row.metric for row in rows):
         card = next(row.card for row in rows if row.metric == metric)
-        if card.floor is not None:
-            table.caption = (f"{table.caption}; " if table.caption else "") + (
-                f"{metric}: n = {card.n:,}, real against real {card.floor['value']:.3g}"
-            )
-    Console().print(table)
+        floor = f"; real against real {card.floor['value']:.3g}" if card.floor else ""
+        console.print(f"{metric}: {card.n:,} samples{floor}", highlight=False)
     ratio = report["cost"].get("distillation_over_teacher")
     took = f"{report['seconds']:.0f} s"
     if ratio:
         took += (
             f"; distillation cost {ratio['flops']:.2f} × the teacher's FLOPs, {ratio['seconds']:.2f} × its seconds"
         )
-    Console().print(took, highlight=False)
+    console.print(took, highlight=False)
 
 
 def write_samples(
