@@ -11,10 +11,10 @@ from pdlab.errors import PdlabError
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+def atomic_file(path: Path, remedy: str = "choose another place") -> Iterator[IO[bytes]]:
     """A file to write `path` through: it takes its name when the block ends well, else it vanishes.
 
-    Raises PdlabError when the folder cannot be written to or the disk is full.
+    Raises PdlabError, which ends in `remedy`, when the folder cannot be written to or the disk is full.
     """
     temporary = None
     try:
@@ -28,9 +28,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         temporary.replace(path)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise PdlabError(
-            f"cannot write {path}: {reason}; free some space there, or choose another place"
-        ) from error
+        raise PdlabError(f"cannot write {path}: {reason}; free some space there, or {remedy}") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

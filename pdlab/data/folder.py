@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import track
 
-from pdlab.data.cache import cache_dir
+from pdlab.data.cache import CACHE_REMEDY, cache_dir
 from pdlab.data.source import ImageSource
 from pdlab.errors import PdlabError
 from pdlab.files import atomic_file
@@ -87,7 +87,7 @@ def _cached(root: Path, files: Sequence[Path], size: int) -> np.ndarray:
             return images
     except (OSError, ValueError, EOFError):
         pass  # not there, or damaged: made anew
-    with atomic_file(path) as cache:
+    with atomic_file(path, CACHE_REMEDY) as cache:
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(cache, header)
         pool = ThreadPoolExecutor()  # Pillow decodes and resizes without the GIL

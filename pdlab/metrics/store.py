@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from pdlab.data.cache import CACHE_REMEDY
 from pdlab.errors import PdlabError
 from pdlab.files import atomic_file
 
@@ -16,7 +17,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     """Write `tensors` (on the CPU) and `metadata` to `path`, atomically; PdlabError if that cannot be done."""
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     data = save(tensors, metadata={**metadata, "sha256": _hash(tensors, metadata)})
-    with atomic_file(path) as file:
+    with atomic_file(path, CACHE_REMEDY) as file:
         file.write(data)
 
 

@@ -83,7 +83,7 @@ def test_a_failed_write_leaves_the_old_file(features, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
-    with pytest.raises(PdlabError, match=r"s\.safetensors: No space left"):
+    with pytest.raises(PdlabError, match=r"s\.safetensors: no space left"):
         FeatureStatistics.of(features[:50]).save(path)
     assert path.read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 1
