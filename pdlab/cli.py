@@ -191,6 +191,10 @@ def distill(
     teacher = load(checkpoint)
     settings = from_dict(teacher.info["preset"])
     given = _changes(set_, {"distill.updates": steps, "distill.batch": batch, "distill.lr": lr})
+    if other := [name for name in given if not name.startswith("distill.")]:
+        raise PdlabError(
+            f"--set {other[0]}: a round keeps its teacher's settings but for distill.*, e.g. distill.lr"
+        )
     settings = override(settings, given)
     first = first or teacher.denoiser.steps or settings.first_steps
     ladder(first, last)

@@ -153,6 +153,7 @@ def test_bad_input_writes_nothing(pdlab, tmp_path: Path, monkeypatch, args: list
         (["--from", "48"], ["halving 48", "--from 32 --to 1"]),
         (["--from", "8", "--to", "3"], ["does not give 3"]),
         (["--from", "1"], ["--from"]),
+        (["--set", "network.width=64"], ["network.width", "distill.*"]),
         (["--dataset", "moons"], ["trained on digits, not on moons"]),
         (["--dataset", "mnist"], ["unknown data set"]),
     ],

@@ -23,6 +23,8 @@ from pdlab.training.objective import Objective
 from pdlab.training.presets import Optimization
 from pdlab.training.run import Run
 
+_REMEDY = "lower lr, lengthen warmup, or use --precision fp32"
+
 
 class Stopped(Exception):
     """The user stopped the run; its state is on disk and the same command goes on from it."""
@@ -80,6 +82,7 @@ def fit(
     meter = _Meter(machine.device, settings.batch)
 
     def keep(k: int) -> None:
+        _check_finite(parameters, k, stage)
         if run is not None:
             run.save_state(stage, k, state.tensors(), {"seconds": before + time.monotonic() - started})
 
@@ -102,7 +105,7 @@ def fit(
             meter.add(k, loss.detach(), norm)
 
             due = time.monotonic() - saved > save_every
-            if due or stop.is_set() or meter.is_due(k) or k + 1 == settings.updates:
+            if due or stop.is_set() or meter.is_due() or k + 1 == settings.updates:
                 # Everything that makes the CPU wait for the device happens here.
                 values = meter.read(stage, run)
                 log.write(stage, k + 1, values)
@@ -113,6 +116,7 @@ def fit(
                     saved = time.monotonic()
                 if stop.is_set():
                     raise Stopped(f"stopped after update {k + 1} of {settings.updates} ({stage})")
+    _check_finite(parameters, settings.updates, stage)
     seconds = before + time.monotonic() - started
     weights = ema.shadow if ema is not None else {name: p.detach() for name, p in parameters.items()}
     network.eval()
@@ -129,6 +133,13 @@ def lr_factor(settings: Optimization, k: int) -> float:
     """The learning rate of update `k` (from 0) relative to `settings.lr`: warm-up, then constant or to zero."""
     warm = min(1.0, (k + 1) / settings.warmup) if settings.warmup else 1.0
     return warm * (1 - k / settings.updates if settings.anneal else 1.0)
+
+
+def _check_finite(parameters: Mapping[str, Tensor], k: int, stage: str) -> None:
+    """No state or checkpoint is written of weights that the last update ruined: its loss was still finite."""
+    for name, p in parameters.items():
+        if not bool(torch.isfinite(p).all()):
+            raise PdlabError(f"{name} is not finite after update {k} of {stage}: {_REMEDY}")
 
 
 class _State:
@@ -174,14 +185,13 @@ class _Meter:
     def __init__(self, device: torch.device, batch: int, every: float = 1.0) -> None:
         self._device, self._batch, self._every = device, batch, every
         self.loss = math.nan
-        self._next_check, self._stride = 0, 1
-        self._reset(0)
+        self._reset()
 
-    def _reset(self, first: int) -> None:
+    def _reset(self) -> None:
         self._loss = torch.zeros((), device=self._device)
         self._norm = torch.zeros((), device=self._device)
         self._bad = torch.full((), -1, device=self._device)
-        self._first, self._count, self._since = first, 0, time.monotonic()
+        self._count, self._since = 0, time.monotonic()
 
     def add(self, k: int, loss: Tensor, norm: Tensor) -> None:
         self._loss += loss
@@ -189,17 +199,14 @@ class _Meter:
         self._bad = torch.where((self._bad < 0) & ~torch.isfinite(loss + norm), k, self._bad)
         self._count += 1
 
-    def is_due(self, k: int) -> bool:
+    def is_due(self) -> bool:
         return time.monotonic() - self._since >= self._every
 
     def read(self, stage: str, run: Run | None) -> dict[str, float]:
         bad = int(self._bad)
         if bad >= 0:
             where = f"the last good state is in {run.path / 'progress'}" if run is not None else "nothing is kept"
-            raise PdlabError(
-                f"the loss is not finite at update {bad + 1} of {stage} ({where}): lower lr, lengthen warmup, "
-                "or use --precision fp32"
-            )
+            raise PdlabError(f"the loss is not finite at update {bad + 1} of {stage} ({where}): {_REMEDY}")
         seconds = max(time.monotonic() - self._since, 1e-9)
         self.loss = float(self._loss) / self._count
         values = {
@@ -207,7 +214,7 @@ class _Meter:
             "gradient_norm": float(self._norm) / self._count,
             "images_per_second": self._count * self._batch / seconds,
         }
-        self._reset(self._first + self._count)
+        self._reset()
         return values
 
 

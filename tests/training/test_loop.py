@@ -127,6 +127,15 @@ def test_nan_stops_the_run_with_the_update_and_a_hint(tmp_path: Path) -> None:
     assert run.load_state("teacher")[1]["updates"] == 5  # the last good one; no state is kept after it
 
 
+def test_ruined_weights_are_not_kept(tmp_path: Path) -> None:
+    """An update can ruin the weights after a loss that was finite."""
+    settings = dataclasses.replace(TINY.teacher, updates=1, lr=1e39, warmup=0)
+    with Run(tmp_path) as run:
+        with pytest.raises(PdlabError, match="not finite after update 1"):
+            run_fit(settings, run=run, save_every=0)
+        assert not run.load_state("teacher")[0]
+
+
 def test_one_process_a_run(tmp_path: Path) -> None:
     with Run(tmp_path), pytest.raises(PdlabError, match="another pdlab works in"), Run(tmp_path):
         pass
