@@ -1,6 +1,8 @@
 """The whole method on handwritten digits in minutes: a teacher, every halving, a measured report, two pictures."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +37,10 @@ def quickstart(
     settings = settings or preset("digits")
     log = log or Log(out)
     started = time.monotonic()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # so small a network is no faster on two, and many times slower on a busy machine
     machine = Machine("cpu", settings.precision)
     source = data.load(settings.data)
     assert isinstance(source, ImageSource)
-    with Run(out) as run, log:
+    with Run(out) as run, log, _one_thread():
         teacher = load(train(settings, source, run, machine, seed=seed, log=log))
         paths = distill(
             teacher, source, settings.distill, run, machine, first=settings.first_steps, seed=seed, log=log
@@ -53,7 +53,6 @@ def quickstart(
         for k, (checkpoint, count) in enumerate(jobs):
             rows += evaluate(checkpoint, count, yardstick, machine, seed=seed)
             log.advance("evaluation", k + 1, len(jobs), f"{rows[-1].metric} {rows[-1].value:.3f}")
-    torch.set_num_threads(threads)
     report = {
         "teacher_steps": settings.first_steps,
         "seed": seed,
@@ -65,6 +64,17 @@ def quickstart(
     write_report(out / "report.json", report)
     _draw(out, rows, teacher, students, counts, yardstick, seed)
     return report
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """So small a network is no faster on two threads, and many times slower on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _draw(

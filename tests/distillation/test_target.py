@@ -64,14 +64,12 @@ def test_one_step_lands_on_two(output: str, schedule: CosineSchedule, dtype: tor
         assert error.max() <= tolerance, (steps, int(error.argmax()) + 1, float(error.max()))
 
 
-@pytest.mark.parametrize("steps", [1, 4, 64, 1024])
+@pytest.mark.parametrize("steps", [2, 4, 64, 1024])
 def test_target_is_the_papers_fraction(steps: int) -> None:
     """Algorithm 2's formula word for word, in float64."""
     teacher = Denoiser(Teacher("v"), "v", BOUNDED)
     i, z = grid(steps, torch.float64)
     i, z = i[1:], z[1:]  # i = 1 is the last step, which returns x̂
-    if not len(i):
-        return
     target = student_target(teacher, z, i, steps)
     t, mid, end = (per_example(v, z) for v in (i / steps, (i - 0.5) / steps, (i - 1) / steps))
     a, s = BOUNDED.alpha, BOUNDED.sigma

@@ -9,32 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from pdlab.diffusion.prediction import output_channels
 from pdlab.errors import PdlabError
 from pdlab.networks.unet import AttentionBlock, ResidualBlock, UNet, UNetConfig
+from pdlab.training.presets import preset
 
-CIFAR10 = UNetConfig()
-IMAGENET64 = UNetConfig(
-    image_size=64,
-    out_channels=6,
-    channels=192,
-    multipliers=(1, 2, 3, 4),
-    attention=(8, 16, 32),
-    heads=None,
-    head_dim=64,
-    embedding_channels=768,
-    num_classes=1000,
-)
-LSUN128 = replace(IMAGENET64, image_size=128, channels=64, multipliers=(1, 2, 4, 6, 8), num_classes=0)
-CIFAR10_SMALL = UNetConfig(
-    channels=32,
-    multipliers=(2, 2, 3, 3),
-    blocks=1,
-    attention=(8,),
-    heads=None,
-    head_dim=32,
-    embedding_channels=256,
-    group_size=16,
-)
+
+def network_of(name: str) -> UNetConfig:
+    """The network that a preset trains."""
+    settings = preset(name)
+    assert isinstance(settings.network, UNetConfig)
+    return replace(settings.network, out_channels=output_channels(settings.output, settings.network.in_channels))
+
+
+CIFAR10, IMAGENET64, LSUN128 = (network_of(name) for name in ("cifar10", "imagenet64", "lsun128"))
+CIFAR10_SMALL = network_of("cifar10-small")
 TINY = UNetConfig(
     image_size=8,
     channels=8,
