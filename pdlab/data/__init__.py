@@ -12,7 +12,7 @@ __all__ = ["ImageSource", "Source", "cache_dir", "load", "names", "to_float", "t
 
 def names() -> tuple[str, ...]:
     """The names that `load` knows."""
-    return ("cifar10", "digits", "folder", *toys.TOYS)
+    return ("cifar10", "cifar10-16px", "digits", "folder", *toys.TOYS)
 
 
 def load(
@@ -25,7 +25,7 @@ def load(
     """The data set `name`, on the CPU; move it with `.to(device)`.
 
     Args:
-        name: one of `names()`.
+        name: one of `names()`; cifar10-16px is CIFAR-10 at half its side, for networks that a CPU can train.
         split: "train" or "test"; digits and folder have only "train".
         root: where cifar10 lies (default: $PDLAB_DATA, then the cache), or the folder of images.
         size: for a folder: the side in pixels that its images are brought to.
@@ -46,6 +46,8 @@ def load(
 def _load(name: str, split: str, root: Path | None, size: int | None, download: bool) -> Source:
     if name == "cifar10":
         return cifar10.load(split, root, download)
+    if name == "cifar10-16px":
+        return cifar10.halved(cifar10.load(split, root, download))
     if name == "digits":
         return digits.load(split)
     if name == "folder":

@@ -4,6 +4,7 @@ Both layouts hold the same rows of 3072 bytes (red, green, blue plane) in the sa
 The batches' own checksums are not asked for, so that re-ordered or re-packed copies serve too; their structure is.
 """
 
+import dataclasses
 import os
 import pickle
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from pdlab.data.cache import cache_dir
 from pdlab.data.download import checksum, download, extract
@@ -55,6 +57,14 @@ def load(split: str = "train", root: Path | None = None, fetch: bool = False) ->
     images = np.concatenate([pixels for pixels, _ in batches]).reshape(-1, *SHAPE)
     labels = np.concatenate([labels for _, labels in batches])
     return ImageSource(torch.from_numpy(images), torch.from_numpy(labels), CLASSES, "cifar10", split)
+
+
+def halved(source: ImageSource) -> ImageSource:
+    """The same images at half the side, 16 pixels: the mean of every 2×2, rounded to nearest (half to even)."""
+    images = torch.cat(
+        [F.avg_pool2d(part.float(), 2).round().to(torch.uint8) for part in source.images.split(5000)]
+    )
+    return dataclasses.replace(source, images=images, name=f"{source.name}-16px")
 
 
 def _places(root: Path | None) -> list[Path]:

@@ -16,12 +16,14 @@ from pdlab.networks.embedding import time_embedding
 class UNetConfig:
     """The shape of a `UNet`; plain values, so that it can be written to JSON and read back.
 
-    The resolution is `image_size` at the first level and halves from one level to the next; level i has
+    The resolution is `image_size / patch` at the first level and halves from one level to the next; level i has
     `channels * multipliers[i]` channels and `blocks` residual blocks on the way down (one more on the
     way up). `attention` lists the resolutions with self-attention, which the middle always has, with `heads`
     heads or, where `head_dim` is given instead, heads of that size. A norm has 32 groups, or fewer so that each
     has at least `group_size` channels: PyTorch's CPU kernel is many times slower in channels_last below 16.
-    `num_classes` is 0 for an unconditional network. `PdlabError` for a shape that cannot be built.
+    With `patch` p > 1 the network works on p×p pixels as channels (space to depth): for small machines; the
+    paper's networks have 1. `num_classes` is 0 for an unconditional network. `PdlabError` for a shape that
+    cannot be built.
     """
 
     image_size: int = 32
@@ -35,6 +37,7 @@ class UNetConfig:
     head_dim: int | None = None
     embedding_channels: int = 1024
     group_size: int = 1
+    patch: int = 1
     dropout: float = 0.0
     num_classes: int = 0
 
@@ -48,9 +51,10 @@ class UNetConfig:
                 raise PdlabError(f"{field.name} must be at least {least}; got {value}")
         if self.dropout >= 1:
             raise PdlabError(f"dropout must be below 1; got {self.dropout}")
-        if not self.multipliers or self.image_size % 2 ** (len(self.multipliers) - 1):
+        if not self.multipliers or self.image_size % (self.patch * 2 ** (len(self.multipliers) - 1)):
+            patches = f" in patches of {self.patch}" if self.patch > 1 else ""
             raise PdlabError(
-                f"image_size {self.image_size} does not halve to {len(self.multipliers)} levels: "
+                f"image_size {self.image_size}{patches} does not halve to {len(self.multipliers)} levels: "
                 "give another image_size, or one multiplier for each level"
             )
         unused = sorted(set(self.attention) - set(self.resolutions))
@@ -71,7 +75,7 @@ class UNetConfig:
     @property
     def resolutions(self) -> tuple[int, ...]:
         """The resolution of each level."""
-        return tuple(self.image_size // 2**i for i in range(len(self.multipliers)))
+        return tuple(self.image_size // self.patch // 2**i for i in range(len(self.multipliers)))
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -167,7 +171,7 @@ class UNet(nn.Module):
 
         self.time = nn.Sequential(nn.Linear(c, e), nn.SiLU(), nn.Linear(e, e))
         self.label = nn.Embedding(config.num_classes, e) if config.num_classes else None
-        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(config.in_channels * config.patch**2, widths[0], 3, padding=1)
         # Every stage is one residual block with what follows it; every stage of `down` leaves a skip.
         self.down, self.middle, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         width, skips = widths[0], [widths[0]]
@@ -188,7 +192,7 @@ class UNet(nn.Module):
                     stage.append(residual(width, width, "up"))
                 self.up.append(nn.ModuleList(stage))
         self.norm_out = _norm(width, config.group_size)
-        self.conv_out = nn.Conv2d(width, config.out_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(width, config.out_channels * config.patch**2, 3, padding=1)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -221,7 +225,7 @@ class UNet(nn.Module):
             embedding = embedding + self.label(labels)
         embedding = F.silu(embedding)
 
-        h = self.conv_in(z.to(dtype))
+        h = self.conv_in(_to_depth(z.to(dtype), self.config.patch))
         skips = [h]
         for stage in self.down:
             h = _run(stage, h, embedding)
@@ -229,7 +233,13 @@ class UNet(nn.Module):
         h = _run(self.middle, h, embedding)
         for stage in self.up:
             h = _run(stage, torch.cat([h, skips.pop()], dim=1), embedding)
-        return self.conv_out(_swish(self.norm_out(h))).to(z.dtype)
+        return F.pixel_shuffle(self.conv_out(_swish(self.norm_out(h))), self.config.patch).to(z.dtype)
+
+
+def _to_depth(z: Tensor, patch: int) -> Tensor:
+    if patch == 1:
+        return z
+    return F.pixel_unshuffle(z, patch).contiguous(memory_format=torch.channels_last)
 
 
 def _run(stage: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:

@@ -340,6 +340,16 @@ def test_a_hostile_pickle_changes_nothing_for_the_next(tmp_path: Path) -> None:
     assert is_ours(images(tmp_path))
 
 
+def test_half_the_side_is_the_mean_of_every_two_by_two(tmp_path: Path) -> None:
+    write(tmp_path, "bin")
+    full, half = load("cifar10", root=tmp_path), load("cifar10-16px", root=tmp_path)
+    assert (half.name, half.split, half.shape, half.num_classes) == ("cifar10-16px", "train", (3, 16, 16), 10)
+    blocks = full.images.numpy().reshape(-1, 3, 16, 2, 16, 2).astype(float).mean((3, 5))
+    assert np.array_equal(half.images.numpy(), np.rint(blocks).astype(np.uint8))
+    assert torch.equal(half.labels, full.labels)
+    assert half.digest != full.digest
+
+
 # The data set itself -----------------------------------------------------------------------------------------
 
 

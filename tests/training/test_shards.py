@@ -1,0 +1,95 @@
+"""A step divided among threads: the gradients of the whole batch, the same bits every time."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from pdlab.data.source import ImageSource
+from pdlab.diffusion.denoiser import Denoiser
+from pdlab.diffusion.schedule import CosineSchedule
+from pdlab.networks.unet import UNet, UNetConfig
+from pdlab.training.loop import Trained, fit
+from pdlab.training.machine import Machine
+from pdlab.training.objective import DiffusionObjective
+from pdlab.training.presets import Optimization
+from pdlab.training.shards import Shards
+
+CONFIG = UNetConfig(image_size=8, channels=8, multipliers=(1, 2), blocks=1, attention=(4,), embedding_channels=16)
+
+
+@pytest.fixture
+def _two_threads():
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.usefixtures("_two_threads")
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_gradients_are_those_of_the_mean(count: int) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 2))
+    x = torch.randn(6, 4)
+    whole = network(x).square().mean()
+    expected = torch.autograd.grad(whole, network.parameters())
+    with Shards(count, list(network.parameters())) as shards:
+        loss = shards.backward(lambda part: network(x.chunk(count)[part]).square().mean())
+    torch.testing.assert_close(loss, whole.detach())
+    for parameter, gradient in zip(network.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("_two_threads")
+def test_an_error_in_a_part_is_raised_and_the_threads_are_given_back() -> None:
+    parameter = torch.ones(1, requires_grad=True)
+
+    def fail(part: int) -> torch.Tensor:
+        if part:
+            raise ValueError("the second part")
+        return parameter.sum()
+
+    with pytest.raises(ValueError, match="second part"), Shards(2, [parameter]) as shards:
+        shards.backward(fail)
+    assert torch.get_num_threads() == 2
+
+
+def test_small_batches_networks_without_convolutions_and_one_thread_are_not_divided() -> None:
+    machine = Machine("cpu", "fp32")
+    assert machine.shards(UNet(CONFIG), 256) == 1  # the tests' one thread
+    torch.set_num_threads(2)
+    try:
+        assert machine.shards(UNet(CONFIG), 64) == 2
+        assert machine.shards(UNet(CONFIG), 63) == 1
+        assert machine.shards(nn.Linear(2, 2), 64) == 1
+    finally:
+        torch.set_num_threads(1)
+
+
+def trained(updates: int = 3, batch: int = 65, **settings: float) -> Trained:
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (100, 3, 8, 8), dtype=torch.uint8)
+    denoiser = Denoiser(UNet(CONFIG), "v", CosineSchedule(), bounded=True)
+    optimization = dataclasses.replace(Optimization(updates, batch, 1e-3), **settings)
+    return fit(denoiser, DiffusionObjective("truncated"), ImageSource(images), optimization, Machine("cpu", "fp32"))
+
+
+@pytest.mark.usefixtures("_two_threads")
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_training_in_two_threads_repeats_itself(dropout: float) -> None:
+    one, two = trained(dropout=dropout), trained(dropout=dropout)
+    assert one.loss == two.loss
+    assert all(torch.equal(one.weights[name], two.weights[name]) for name in one.weights)
+
+
+def test_training_in_two_threads_learns_what_one_does() -> None:
+    """The noise is drawn for each part, so the weights differ, and the losses agree in the mean."""
+    one = trained(60, 64).loss
+    torch.set_num_threads(2)
+    try:
+        two = trained(60, 64).loss
+    finally:
+        torch.set_num_threads(1)
+    assert two == pytest.approx(one, rel=0.1)
