@@ -11,7 +11,8 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from pdlab.data.source import ImageSource, to_uint8
 from pdlab.diffusion.samplers import sample
-from pdlab.distillation.rounds import Ladder
+from pdlab.distillation.throughput import distillation_step, training_step
 from pdlab.errors import PdlabError
 from pdlab.files import atomic_file
 from pdlab.metrics.card import versions
 from pdlab.networks.unet import UNetConfig
 from pdlab.training.cost import forward_flops
-from pdlab.training.loop import fit, trainable
 from pdlab.training.machine import Machine
-from pdlab.training.objective import DiffusionObjective
 from pdlab.training.presets import Preset, preset
 from pdlab.training.teacher import new_denoiser
 
@@ -72,14 +71,14 @@ def bench(
     )
     peer = peer_network(settings.network).to(machine.device)  # type: ignore[arg-type]
     sizes = _sizes(settings, peer)
-    ours = training_step(settings, source, machine, batch)
+    ours = partial(training_step(settings, source, machine, batch), 2)
     results = [
         compare(
             f"training, batch {batch}", ours, peer_training_step(peer, source, machine, batch), machine, repeats
         ),
         compare(
             f"distillation beside our training, batch {batch}",
-            distillation_step(settings, source, machine, batch),
+            partial(distillation_step(settings, source, machine, batch), 2),
             ours,
             machine,
             max(3, repeats // 2),
@@ -124,31 +123,15 @@ def compare(
         side()
     for k in range(repeats):
         for index in (0, 1) if k % 2 == 0 else (1, 0):
-            _wait(machine)
+            machine.wait()
             before = time.perf_counter()
             sides[index]()
-            _wait(machine)
+            machine.wait()
             seconds[index].append(time.perf_counter() - before)
     ratios = [b / a for a, b in zip(seconds[0], seconds[1], strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4)
     medians = [statistics.median(seconds[k]) for k in (0, 1)]
     return Ratio(name, medians[0], medians[1], statistics.median(ratios), low, high)
-
-
-def training_step(settings: Preset, source: ImageSource, machine: Machine, batch: int) -> Callable[[], object]:
-    """Two updates of the real loop; its set-up (optimizer, EMA) is counted too."""
-    denoiser = machine.place(new_denoiser(settings, 0))
-    live = trainable(denoiser, machine)
-    optimization = replace(settings.teacher, batch=batch, updates=2)
-    objective = DiffusionObjective(settings.weighting)
-    return lambda: fit(denoiser, objective, source, optimization, machine, live=live)
-
-
-def distillation_step(settings: Preset, source: ImageSource, machine: Machine, batch: int) -> Callable[[], object]:
-    """Two updates of a halving round."""
-    rounds = Ladder(new_denoiser(settings, 0), settings.weighting, source, machine)
-    optimization = replace(settings.distill, batch=batch, updates=2)
-    return lambda: rounds.halve(8, optimization)
 
 
 def sampling(settings: Preset, machine: Machine, n: int, steps: int) -> Callable[[], object]:
@@ -254,6 +237,8 @@ def _settings(name: str) -> Preset:
     settings = preset(name)
     if not isinstance(settings.network, UNetConfig):
         raise PdlabError(f"preset {name} has no U-Net to compare: take cifar10-small")
+    if settings.network.patch > 1:
+        raise PdlabError(f"preset {name} works on patches, which diffusers' U-Net cannot: take cifar10-small")
     _diffusers()
     return settings
 
@@ -276,8 +261,3 @@ def _sizes(settings: Preset, peer: nn.Module) -> str:
     theirs = sum(p.numel() for p in peer.parameters())
     flops = forward_flops(settings.network, settings.output)
     return f"ours {ours / 1e6:.2f} M parameters, {flops / 1e9:.2f} GFLOPs forward; peer {theirs / 1e6:.2f} M"
-
-
-def _wait(machine: Machine) -> None:
-    if machine.device.type == "cuda":
-        torch.cuda.synchronize(machine.device)

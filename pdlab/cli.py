@@ -21,6 +21,10 @@ app = typer.Typer(
 )
 
 
+zoo_app = typer.Typer(help="The ladders that ship with the package.", invoke_without_command=True)
+app.add_typer(zoo_app, name="zoo")
+
+
 class Device(str, Enum):
     """Where networks run."""
 
@@ -55,7 +59,10 @@ class Features(str, Enum):
 
 
 CheckpointArgument = Annotated[
-    Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder, e.g. runs/a/student-0004.")
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT", help="A checkpoint folder, e.g. runs/a/student-0004, or LADDER:STEPS of pdlab zoo."
+    ),
 ]
 RunOption = Annotated[Path, typer.Option("--run", help="Folder of the run; the same command again resumes it.")]
 DataOption = Annotated[
@@ -105,7 +112,9 @@ def quickstart(
 
 @app.command()
 def train(
-    preset: Annotated[str, typer.Argument(help="digits, toy, cifar10-small, cifar10, imagenet64 or lsun128.")],
+    preset: Annotated[
+        str, typer.Argument(help="digits, toy, cifar10-16px, cifar10-small, cifar10, imagenet64 or lsun128.")
+    ],
     run: RunOption,
     data: DataOption = None,
     dataset: Annotated[str | None, typer.Option(help="Another data set than the preset's.")] = None,
@@ -181,14 +190,15 @@ def distill(
     """Distil CHECKPOINT, halving by halving, into RUN/student-NNNN."""
     from pdlab.distillation.rounds import check_distillable, ladder
     from pdlab.distillation.rounds import distill as work
-    from pdlab.report import cost_line
     from pdlab.training.checkpoint import load
+    from pdlab.training.cost import cost_line
     from pdlab.training.log import Log
     from pdlab.training.machine import Machine
     from pdlab.training.presets import from_dict, override
     from pdlab.training.run import Run
+    from pdlab.zoo import find
 
-    teacher = load(checkpoint)
+    teacher = load(find(checkpoint))
     settings = from_dict(teacher.info["preset"])
     given = _changes(set_, {"distill.updates": steps, "distill.batch": batch, "distill.lr": lr})
     if other := [name for name in given if not name.startswith("distill.")]:
@@ -238,10 +248,11 @@ def sample(
     from pdlab.report import write_samples
     from pdlab.training.checkpoint import load
     from pdlab.training.machine import Machine
+    from pdlab.zoo import find
 
     if out.suffix not in (".png", ".npz"):
         raise PdlabError(f"--out {out} must end in .png (a grid) or .npz (all samples)")
-    model = load(checkpoint)
+    model = load(find(checkpoint))
     count = _step_count(model, steps)
     machine = Machine(device.value, precision.value if precision else model.info["preset"]["precision"])
     options = {"nu": nu} if sampler is SamplerName.ancestral else {}
@@ -251,7 +262,9 @@ def sample(
 
 @app.command()
 def evaluate(
-    checkpoints: Annotated[list[Path], typer.Argument(metavar="CHECKPOINT...", help="Checkpoint folders.")],
+    checkpoints: Annotated[
+        list[str], typer.Argument(metavar="CHECKPOINT...", help="Checkpoint folders, or LADDER:STEPS of pdlab zoo.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="The report to write.")] = Path("report.json"),
     steps: Annotated[
         str | None,
@@ -274,11 +287,12 @@ def evaluate(
     from pdlab.report import evaluate_checkpoints, print_report
     from pdlab.training.checkpoint import load
     from pdlab.training.machine import Machine
+    from pdlab.zoo import find
 
     if out.suffix != ".json":
         raise PdlabError(f"--out {out} must end in .json")
     counts = None if steps is None else _counts(steps)
-    models = [load(path) for path in checkpoints]
+    models = [load(find(text)) for text in checkpoints]
     machine = Machine(device.value, precision.value if precision else models[0].info["preset"]["precision"])
     options = {"nu": nu} if sampler is SamplerName.ancestral else {}
     sources = {model.info["data"]["name"] for model in models}
@@ -302,6 +316,62 @@ def evaluate(
     )
     print_report(report)
     typer.echo(f"Wrote {out}.")
+
+
+@zoo_app.callback()
+def zoo(context: typer.Context) -> None:
+    """The ladders that ship with the package, and how to build one."""
+    if context.invoked_subcommand is None:
+        from pdlab.report import print_zoo
+
+        print_zoo()
+
+
+@zoo_app.command("build")
+def zoo_build(
+    name: Annotated[str, typer.Argument(metavar="PRESET", help="cifar10-small, cifar10-16px, digits, …")],
+    run: Annotated[Path | None, typer.Option("--run", help="Where to work (default: runs/PRESET).")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The ladder's folder (default: RUN/zoo).")] = None,
+    data: DataOption = None,
+    download: DownloadOption = False,
+    n: Annotated[int | None, typer.Option("--n", min=2, help="Samples a figure (default: the recipe's).")] = None,
+    features: Annotated[Features, typer.Option(help="What figures are computed by.")] = Features.effnet,
+    set_: SetOption = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = Device.auto,
+    precision: PrecisionOption = None,
+    compile: CompileOption = None,
+) -> None:
+    """Train, distil, measure and pack a whole ladder; the same command again goes on from where it was."""
+    from pdlab.data import ImageSource
+    from pdlab.data import load as load_data
+    from pdlab.metrics.features import extractor
+    from pdlab.training.log import Log
+    from pdlab.training.machine import Machine
+    from pdlab.training.presets import override
+    from pdlab.training.teacher import check_preset
+    from pdlab.zoo.build import build
+    from pdlab.zoo.recipe import adjusted, recipe
+
+    settings, how = recipe(name)
+    settings = override(settings, _changes(set_, {"precision": precision and precision.value}))
+    source = load_data(settings.data, "train", data, settings.size, download)
+    if not isinstance(source, ImageSource):
+        raise PdlabError(f"{name} is 2-D: the zoo measures images only; try pdlab train and pdlab distill")
+    check_preset(settings, source)
+    if features is Features.inception:
+        raise PdlabError("FID is measured beside where Inception's weights are at hand: choose other --features")
+    how = adjusted(how, n, extractor(features.value, shape=source.shape).dim)
+    run = run or Path("runs") / name
+    machine = Machine(device.value, settings.precision, compile)
+    with Log(run) as log:
+        log.say(f"{name} on {source.name}, {machine.describe()}; figures of {how.n:,} samples")
+        held_out = _held_out_of(settings.data, data, settings.size)
+        place = out or run / "zoo"
+        build(
+            name, settings, how, source, held_out, run, place, machine, features=features.value, seed=seed, log=log
+        )
+    typer.echo(f"{place} is ready: see {place}/README.md")
 
 
 @app.command()
@@ -423,10 +493,14 @@ def _data_of(model: Any, root: Path | None, dataset: str | None, download: bool)
 
 
 def _held_out(model: Any, root: Path | None) -> Any:
+    return _held_out_of(model.info["data"]["name"], root, model.info["preset"]["size"])
+
+
+def _held_out_of(name: str, root: Path | None, size: int | None) -> Any:
     from pdlab.data import load as load_data
 
     try:
-        return load_data(model.info["data"]["name"], "test", root, model.info["preset"]["size"])
+        return load_data(name, "test", root, size)
     except PdlabError:
         return None  # digits and folders have no test split; the floor is then resampled, and says so
 

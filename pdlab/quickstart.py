@@ -16,9 +16,10 @@ from pdlab.files import atomic_file
 from pdlab.metrics.card import Row
 from pdlab.metrics.evaluate import Yardstick, evaluate, noise
 from pdlab.metrics.features import extractor
-from pdlab.report import cost_report, write_report
+from pdlab.report import write_report
 from pdlab.teaching.plots import metric_curve, sample_grid
 from pdlab.training.checkpoint import Checkpoint, load
+from pdlab.training.cost import cost_report
 from pdlab.training.log import Log
 from pdlab.training.machine import Machine
 from pdlab.training.presets import Preset, preset

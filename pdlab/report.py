@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from pdlab import zoo
 from pdlab.data.source import ImageSource, Source, to_uint8
 from pdlab.errors import PdlabError
 from pdlab.files import atomic_file
@@ -21,9 +21,10 @@ from pdlab.metrics.card import Row
 from pdlab.metrics.evaluate import Yardstick, evaluate, generate
 from pdlab.metrics.features import extractor
 from pdlab.training.checkpoint import Checkpoint
-from pdlab.training.cost import Cost
+from pdlab.training.cost import cost_report
 from pdlab.training.log import Log
 from pdlab.training.machine import Machine
+from pdlab.zoo.page import figures
 
 
 def evaluate_checkpoints(
@@ -95,27 +96,6 @@ def default_steps(model: Checkpoint) -> list[int]:
     return [2**k for k in range(first.bit_length()) if 2**k <= first]
 
 
-def cost_report(teachers: list[Checkpoint], students: list[Checkpoint]) -> dict[str, Any]:
-    """What the teachers cost, what the rounds cost, and the ratios that the paper makes a claim about."""
-    costs = {"teacher": _total(teachers), "distillation": _total(students)}
-    report: dict[str, Any] = {name: asdict(cost) for name, cost in costs.items()}
-    if teachers and students:
-        report["distillation_over_teacher"] = {
-            unit: getattr(costs["distillation"], unit) / max(getattr(costs["teacher"], unit), 1e-9)
-            for unit in ("images", "flops", "seconds")
-        }
-    return report
-
-
-def cost_line(teacher: Checkpoint, students: list[Checkpoint]) -> str:
-    """The cost of a ladder beside its teacher's, in one line."""
-    before, after = _total([teacher]), _total(students)
-    return (
-        f"cost: teacher {before.images:,} images, {before.flops:.2e} FLOPs, {before.seconds:.0f} s; "
-        f"distillation {after.images:,} images, {after.flops:.2e} FLOPs, {after.seconds:.0f} s"
-    )
-
-
 def write_report(out: Path, report: dict[str, Any]) -> None:
     """Write a report as JSON, whole or not at all."""
     with atomic_file(out) as file:
@@ -143,6 +123,38 @@ def print_report(report: dict[str, Any]) -> None:
             f"; distillation cost {ratio['flops']:.2f} × the teacher's FLOPs, {ratio['seconds']:.2f} × its seconds"
         )
     console.print(took, highlight=False)
+
+
+def print_zoo() -> None:
+    """What ships with the package: each ladder's rungs, their Fréchet distance and that of undistilled DDIM."""
+    names = zoo.names()
+    if not names:
+        print(f"No ladder ships with this installation ({zoo.HOME}). pdlab quickstart makes one of digits.")
+    console = Console()
+    for name in names:
+        made, found = zoo.manifest(name), figures(zoo.report(name))
+        row = next(iter(found["ddim"].values()))
+        shape = "×".join(map(str, made["data"]["shape"]))
+        table = Table("checkpoint", "steps", "teacher's DDIM", "distilled", "images seen", "MiB")
+        for rung in made["rungs"]:
+            steps = rung["steps"]
+            values = [found.get(kind, {}).get(steps) for kind in ("ddim", "distilled")]
+            size = made["files"][rung["file"]]["bytes"] / 2**20
+            table.add_row(
+                f"{name}:{steps or 'teacher'}",
+                str(steps or "any"),
+                *("" if value is None else f"{value.value:.3g}" for value in values),
+                f"{rung['images']:,}",
+                f"{size:.1f}",
+            )
+        console.print(table)
+        floor = zoo.report(name)["floors"]["frechet"]["value"]
+        console.print(
+            f"{name}: {made['data']['name']}, {shape}; {row.metric} of {row.card.n:,} samples, real images "
+            f"{floor:.3g}\nDraw: pdlab sample {name}:4 --out grid.png",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def write_samples(
@@ -180,10 +192,6 @@ def write_samples(
             _scatter(samples).savefig(file, format="png")
         else:
             _grid(images).save(file, format="png")
-
-
-def _total(checkpoints: list[Checkpoint]) -> Cost:
-    return sum((Cost(**c.info["cost"]) for c in checkpoints), Cost(0, 0, 0, 0.0, 0.0))
 
 
 def _grid(images: Tensor) -> Any:

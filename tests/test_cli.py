@@ -6,56 +6,23 @@ import pickle
 import subprocess
 import sys
 import tarfile
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pdlab import cli
 from pdlab.training.checkpoint import load
+from tests.command import refused
 
 TINY = ["--set", "network.width=32", "--set", "network.blocks=1", "--batch", "32", "--device", "cpu"]
 SHARED_CIFAR = Path(__file__).resolve().parents[2] / "shared" / "cifar10"
-
-
-class Result:
-    """What a command left: exit code, standard output and error."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def pdlab(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Runs a command in this process, through the entry point."""
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main() replaces it
-
-    def run(*args: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["pdlab", *map(str, args)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        return Result(int(stopped.value.code or 0), captured.out, captured.err)
-
-    return run
 
 
 @pytest.fixture
 def teacher(pdlab, tmp_path: Path) -> Path:
     assert pdlab("train", "digits", "--run", tmp_path / "r", "--steps", 20, *TINY).code == 0
     return tmp_path / "r" / "teacher"
-
-
-def refused(result: Result, *words: str) -> None:
-    """One line that holds `words`, exit code 2, nothing on standard output."""
-    assert result.code == 2, result.err
-    lines = [line for line in result.err.splitlines() if line.startswith("pdlab:")]
-    assert len(lines) == 1, result.err
-    assert "Traceback" not in result.err
-    for word in words:
-        assert word in lines[0]
 
 
 def test_train_distill_sample_evaluate(pdlab, teacher: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from pdlab.metrics.card import Card, Row, comparable, figure_name, versions
 from pdlab.metrics.features import EXTRACTORS, FeatureExtractor, extractor
-from pdlab.metrics.frechet import frechet_distance
+from pdlab.metrics.frechet import frechet_distance, frechet_spread
 from pdlab.metrics.kernel import kernel_distance, mmd2_unbiased, polynomial_kernel, rbf_kernel
 from pdlab.metrics.reference import (
     nearest_distances,
@@ -23,6 +23,7 @@ __all__ = [
     "extractor",
     "figure_name",
     "frechet_distance",
+    "frechet_spread",
     "kernel_distance",
     "mmd2_unbiased",
     "nearest_distances",

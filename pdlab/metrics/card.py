@@ -52,7 +52,7 @@ class Row:
     metric: str
     value: float
     card: Card
-    spread: float | None = None  # standard deviation, where the metric has one
+    spread: float | None = None  # Fréchet: standard error over draws; kernel: deviation between subsets
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""

@@ -12,7 +12,7 @@ from pdlab.diffusion.samplers import nfe, sample
 from pdlab.errors import PdlabError
 from pdlab.metrics.card import Card, Row, figure_name, versions
 from pdlab.metrics.features import FeatureExtractor
-from pdlab.metrics.frechet import frechet_distance
+from pdlab.metrics.frechet import frechet_distance, frechet_spread
 from pdlab.metrics.kernel import kernel_distance
 from pdlab.metrics.reference import real_floor, reference_card, reference_features, reference_statistics
 from pdlab.metrics.statistics import FeatureStatistics
@@ -75,6 +75,7 @@ class Yardstick:
         n: samples to be measured.
         held_out: images the floor is taken of, if there are as many as `n`.
         kinds: "frechet" and/or "kernel".
+        spread: also estimate the standard error of a Fréchet distance, at 5 times its cost.
 
     Raises PdlabError if `n` is too small for the features.
     """
@@ -87,8 +88,10 @@ class Yardstick:
         held_out: ImageSource | None = None,
         kinds: Sequence[Kind] = ("frechet",),
         progress: Progress | None = None,
+        spread: bool = True,
     ) -> None:
         self.reference, self.extractor, self.n, self.kinds = reference, extractor, n, tuple(kinds)
+        self.spread = spread
         extractor(reference.images[:1])  # fixes the dimension of pixel features
         if "frechet" in kinds and n <= extractor.dim:
             raise PdlabError(
@@ -119,7 +122,8 @@ class Yardstick:
         figures: dict[Kind, tuple[float, float | None]] = {}
         for kind in self.kinds:
             if kind == "frechet":
-                figures[kind] = (frechet_distance(FeatureStatistics.of(features), self.statistics), None)
+                spread = frechet_spread(features, self.statistics) if self.spread else None
+                figures[kind] = (frechet_distance(FeatureStatistics.of(features), self.statistics), spread)
             else:
                 assert self.features is not None
                 figures[kind] = kernel_distance(features, self.features, shrink_subsets=True)
@@ -140,6 +144,25 @@ def evaluate(
     options: Mapping[str, float] | None = None,
 ) -> list[Row]:
     """Sample `checkpoint` in `steps` steps and measure it: one row for each kind of the yardstick."""
+    how: dict[str, Any] = {"sampler": sampler, "seed": seed, "clip": clip, "options": options}
+    features = sample_features(checkpoint, steps, yardstick, machine, batch=batch, progress=progress, **how)
+    return rows_of(features, checkpoint, steps, yardstick, machine, **how)
+
+
+def sample_features(
+    checkpoint: Checkpoint,
+    steps: int,
+    yardstick: Yardstick,
+    machine: Machine,
+    *,
+    sampler: str = "ddim",
+    seed: int = 0,
+    clip: bool | None = None,
+    batch: int = 1000,
+    progress: Progress | None = None,
+    options: Mapping[str, float] | None = None,
+) -> Tensor:
+    """Features `[yardstick.n, dim]` of samples of `checkpoint`, rounded to uint8."""
     denoiser = machine.place(checkpoint.denoiser)
     with machine.for_sampling(denoiser.network):
         parts = generate(
@@ -154,7 +177,23 @@ def evaluate(
             progress=progress,
             options=options,
         )
-        features = torch.cat([yardstick.extractor(to_uint8(part)) for part in parts])
+        return torch.cat([yardstick.extractor(to_uint8(part)) for part in parts])
+
+
+def rows_of(
+    features: Tensor,
+    checkpoint: Checkpoint,
+    steps: int,
+    yardstick: Yardstick,
+    machine: Machine,
+    *,
+    sampler: str = "ddim",
+    seed: int = 0,
+    clip: bool | None = None,
+    options: Mapping[str, float] | None = None,
+) -> list[Row]:
+    """Measure `features`, made by `sample_features` with the same arguments."""
+    denoiser = checkpoint.denoiser
     rows = []
     for kind, (value, spread) in yardstick.measure(features).items():
         card = Card(

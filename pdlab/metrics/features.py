@@ -27,6 +27,7 @@ from pdlab.errors import PdlabError
 EXTRACTORS = ("pixels", "effnet-lite0", "inception")
 
 EFFNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's name for it
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 
@@ -298,8 +299,18 @@ def _load(path: Path) -> tuple[dict[str, Tensor], str]:
     return state, sha256
 
 
-def _inception_weights(url: str) -> Path:
+def inception_at_hand() -> bool:
+    """Whether Inception's weights are there without a download: $PDLAB_INCEPTION, or in the cache."""
+    return _inception_place().is_file()
+
+
+def _inception_place() -> Path:
     given = os.environ.get("PDLAB_INCEPTION")
-    if given:
-        return Path(given).expanduser()
-    return download(url, cache_dir() / "weights" / url.rpartition("/")[2], sha256=INCEPTION_SHA256)
+    return Path(given).expanduser() if given else cache_dir() / "weights" / INCEPTION_FILE
+
+
+def _inception_weights(url: str) -> Path:
+    place = _inception_place()
+    if os.environ.get("PDLAB_INCEPTION"):
+        return place
+    return download(url, place, sha256=INCEPTION_SHA256)

@@ -31,6 +31,28 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics, allow_singular:
     return float(shift + cov_a.trace() + cov_b.trace() - 2 * _non_negative(values).sqrt().sum())
 
 
+def frechet_spread(features: Tensor, reference: FeatureStatistics, groups: int = 5) -> float:
+    """The standard error of `frechet_distance` of samples' `features` `[n, dim]`, by a delete-a-group jackknife:
+
+        sqrt((g - 1) / g sum_i (d_i - mean d)^2),    d_i the distance without the i-th of g equal groups.
+
+    It is the spread over other draws of n samples; the bias that a small n has is not in it. Raises PdlabError
+    for fewer samples than groups.
+    """
+    if not 2 <= groups <= len(features):
+        raise PdlabError(f"too few samples: {len(features)} do not make {groups} groups")
+    parts = [FeatureStatistics.of(part) for part in features.tensor_split(groups)]
+    distances = []
+    for left_out in range(groups):
+        rest = FeatureStatistics()
+        for k, part in enumerate(parts):
+            if k != left_out:
+                rest.merge(part)
+        distances.append(frechet_distance(rest, reference, allow_singular=True))
+    d = torch.tensor(distances, dtype=torch.float64)
+    return float(((groups - 1) / groups * (d - d.mean()).square().sum()).sqrt())
+
+
 def _non_negative(values: Tensor, tolerance: float = 1e-10) -> Tensor:
     """Eigenvalues of a positive semi-definite matrix, with those that rounding left below 0 set to 0."""
     if values.min() < -tolerance * values.abs().max():

@@ -1,14 +1,15 @@
 """What training costs, in network evaluations and FLOPs: the paper claims that distilling costs no more."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pdlab.networks.mlp import MLPConfig
 from pdlab.networks.unet import UNetConfig
-from pdlab.training.checkpoint import build_network, data_shape
+from pdlab.training.checkpoint import Checkpoint, build_network, data_shape
 from pdlab.training.presets import Optimization
 
 
@@ -49,3 +50,28 @@ class Cost:
             self.flops + other.flops,
             self.seconds + other.seconds,
         )
+
+
+def cost_report(teachers: list[Checkpoint], students: list[Checkpoint]) -> dict[str, Any]:
+    """What the teachers cost, what the rounds cost, and the ratios that the paper makes a claim about."""
+    costs = {"teacher": _total(teachers), "distillation": _total(students)}
+    report: dict[str, Any] = {name: asdict(cost) for name, cost in costs.items()}
+    if teachers and students:
+        report["distillation_over_teacher"] = {
+            unit: getattr(costs["distillation"], unit) / max(getattr(costs["teacher"], unit), 1e-9)
+            for unit in ("images", "flops", "seconds")
+        }
+    return report
+
+
+def cost_line(teacher: Checkpoint, students: list[Checkpoint]) -> str:
+    """The cost of a ladder beside its teacher's, in one line."""
+    before, after = _total([teacher]), _total(students)
+    return (
+        f"cost: teacher {before.images:,} images, {before.flops:.2e} FLOPs, {before.seconds:.0f} s; "
+        f"distillation {after.images:,} images, {after.flops:.2e} FLOPs, {after.seconds:.0f} s"
+    )
+
+
+def _total(checkpoints: list[Checkpoint]) -> Cost:
+    return sum((Cost(**c.info["cost"]) for c in checkpoints), Cost(0, 0, 0, 0.0, 0.0))

@@ -52,7 +52,8 @@ class Machine:
         """The hardware in words, for logs and cards."""
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
-        return f"CPU, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 
     def precision_for(self, network: nn.Module) -> str:
         """ "bf16" or "fp32": the precision this machine runs `network` in."""
@@ -86,6 +87,11 @@ class Machine:
         finally:
             for parameter, data in zip(network.parameters(), original, strict=True):
                 parameter.data = data
+
+    def wait(self) -> None:
+        """Return when the device has done all it was asked, so that a clock tells the truth."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of a scalar loss."""

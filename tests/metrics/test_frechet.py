@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from pdlab.errors import PdlabError
-from pdlab.metrics import FeatureStatistics, extractor, frechet_distance
+from pdlab.metrics import FeatureStatistics, extractor, frechet_distance, frechet_spread
 
 DIM = 12
 
@@ -111,3 +111,19 @@ def test_damaged_statistics_are_not_clamped_away(rng):
         frechet_distance(bad, good)
     with pytest.raises(PdlabError, match="negative eigenvalues"):
         frechet_distance(good, bad)
+
+
+def test_the_spread_is_that_of_other_draws():
+    """Against the deviation of the distance over 60 independent draws."""
+    generator = torch.Generator().manual_seed(0)
+    reference = FeatureStatistics.of(torch.randn(5000, 6, generator=generator))
+    draws = [torch.randn(400, 6, generator=generator) * 1.2 + 0.3 for _ in range(60)]
+    distances = torch.tensor([frechet_distance(FeatureStatistics.of(f), reference) for f in draws])
+    spreads = torch.tensor([frechet_spread(f, reference) for f in draws])
+    assert float(spreads.square().mean().sqrt()) == pytest.approx(float(distances.std()), rel=0.25)
+
+
+def test_the_spread_needs_a_sample_a_group():
+    reference = FeatureStatistics.of(torch.randn(10, 2, generator=torch.Generator().manual_seed(0)))
+    with pytest.raises(PdlabError, match="3 do not make 5"):
+        frechet_spread(torch.zeros(3, 2), reference)

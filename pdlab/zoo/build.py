@@ -1,0 +1,366 @@
+"""Build a ladder: train, distil, pack, measure, sample, and write its folder; interrupted, it goes on.
+
+RUN/teacher/, RUN/student-0032/, …   as `pdlab train` and `pdlab distill` leave them (float32)
+RUN/packed/      the same in float16: these are what is measured, sampled and shipped
+RUN/figures/     one file for every figure
+OUT/             the ladder, renamed into place when it is whole
+"""
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pdlab.data import ImageSource
+from pdlab.data.source import to_uint8
+from pdlab.diffusion.samplers import sample
+from pdlab.distillation.rounds import distill
+from pdlab.distillation.throughput import matrix_rate, throughput
+from pdlab.errors import PdlabError
+from pdlab.metrics.card import Row, versions
+from pdlab.metrics.evaluate import Yardstick, generate, noise
+from pdlab.metrics.features import FeatureExtractor, extractor, inception_at_hand
+from pdlab.metrics.reference import nearest_distances, reference_features
+from pdlab.training.checkpoint import Checkpoint, file_sha256, load, save
+from pdlab.training.cost import cost_report
+from pdlab.training.log import Log
+from pdlab.training.machine import Machine
+from pdlab.training.presets import Preset, preset
+from pdlab.training.run import Run
+from pdlab.training.teacher import describe, settings_of, train
+from pdlab.zoo import MANIFEST, NOISE, POOL, REPORT, SAMPLES
+from pdlab.zoo.measure import (
+    NEAREST,
+    Cell,
+    best_nus,
+    measure,
+    nu_cells,
+    own_cells,
+    powers,
+    quantiles,
+    teacher_cells,
+)
+from pdlab.zoo.page import page, picture
+from pdlab.zoo.recipe import Recipe
+
+NOISES = 64
+MOST_BYTES = 64 << 20  # of all weights together; a package is downloaded by people who want one rung
+_FIGURES = "figures"
+
+
+def build(
+    name: str,
+    settings: Preset,
+    recipe: Recipe,
+    source: ImageSource,
+    held_out: ImageSource | None,
+    run: Path,
+    out: Path,
+    machine: Machine,
+    *,
+    features: str = "effnet-lite0",
+    seed: int = 0,
+    log: Log | None = None,
+    seconds: float = 5.0,
+) -> dict[str, Any]:
+    """Build ladder `name` by `settings` into the new folder `out`; returns its manifest.
+
+    `run` keeps all that was done, so the same call goes on from where it was stopped. A ladder at `out` is
+    replaced when the new one is whole. `seconds` is how long each throughput is measured. FID is measured too
+    where Inception's weights are at hand, and left empty otherwise.
+
+    Raises PdlabError for settings that do not fit the data, another `run`'s settings, or an `out` that is
+    something else than a ladder.
+    """
+    if out.exists() and not (out / MANIFEST).is_file():
+        raise PdlabError(f"{out} exists and is no ladder: choose another --out")
+    log = log or Log(quiet=True)
+    started = time.monotonic()
+    with Run(run) as folder:
+        trained = [train(settings, source, folder, machine, seed=seed, log=log)]
+        teacher = load(trained[0])
+        trained += distill(
+            teacher, source, settings.distill, folder, machine, first=settings.first_steps, seed=seed, log=log
+        )
+        models = pack(name, trained, run / "packed")
+        speed = _throughput(settings, machine, run, seconds)
+        report = _measure(models, recipe, source, held_out, machine, run / _FIGURES, features, seed, log)
+        with _replaced(out) as folder_out:
+            for path in models:
+                shutil.copytree(path, folder_out / path.name)
+            _write_json(folder_out / REPORT, report)
+            drawn = draw(models, folder_out, seed)
+            pool = _pool(models[0], report, recipe, folder_out, machine, seed, log)
+            with (folder_out / "samples.png").open("wb") as file:
+                picture(drawn, report).savefig(file, format="png")
+            manifest = {
+                "format": 1,
+                "name": name,
+                "preset": settings.name,
+                "settings": settings_of(settings),
+                "data": describe(source) | {"size": settings.size},
+                "first_steps": settings.first_steps,
+                "seed": seed,
+                "recipe": asdict(recipe),
+                "commit": _commit(),
+                "versions": versions(),
+                "rungs": [_rung(path, report) for path in models],
+                "samples": {"noises": NOISES, "seed": seed, "precision": "fp32", "sampler": "ddim", "clip": True},
+                "pool": pool,
+                "throughput": speed,
+                "seconds": time.monotonic() - started,
+            }
+            (folder_out / "README.md").write_text(page(manifest, report))
+            files = [p for p in sorted(folder_out.rglob("*")) if p.is_file() and p.name != "README.md"]
+            manifest["files"] = {
+                str(p.relative_to(folder_out)): {"sha256": file_sha256(p), "bytes": p.stat().st_size} for p in files
+            }
+            _write_json(folder_out / MANIFEST, manifest)
+    return manifest
+
+
+def pack(name: str, trained: list[Path], packed: Path) -> list[Path]:
+    """Copies of the checkpoints `trained` (teacher first) in `packed`, in float16, each naming its packed teacher.
+
+    The students of the most steps are left out if all together exceed `MOST_BYTES`.
+    """
+    sizes = {path: (path / "model.safetensors").stat().st_size // 2 for path in trained}
+    kept = [trained[0]]
+    for path in reversed(trained[1:]):  # fewest steps first
+        if sum(sizes[p] for p in kept) + sizes[path] <= MOST_BYTES:
+            kept.append(path)
+    parent, paths = None, []
+    for path in trained:
+        model = load(path)
+        to = packed / path.name
+        weights = {key: tensor.half() for key, tensor in model.denoiser.network.state_dict().items()}
+        if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
+            raise PdlabError(f"the weights of {path} exceed float16's range: train with a smaller lr")
+        if not (to / "model.json").exists():
+            save(
+                to, model.denoiser, {**model.info, "teacher": parent, "zoo": name, "float32": model.sha256}, weights
+            )
+        done = load(to)
+        if done.info.get("float32") != model.sha256 or done.info["teacher"] != parent:
+            raise PdlabError(f"{to} was packed from another {path.name}: remove {packed} and {_FIGURES} beside it")
+        parent = done.sha256
+        if path in kept:
+            paths.append(to)
+    return paths
+
+
+def draw(models: list[Path], out: Path, seed: int) -> dict[tuple[str, int], Tensor]:
+    """Write the fixed noises, and what the students and undistilled DDIM make of them in float32, into `out`."""
+    loaded = [load(path) for path in models]
+    z = noise(loaded[0].shape, NOISES, seed)
+    with (out / NOISE).open("wb") as file:
+        np.savez_compressed(file, noise=z.numpy())
+    first = int(loaded[0].info["preset"]["first_steps"])
+    drawn = {("ddim", n): to_uint8(sample(loaded[0].denoiser, z, n)) for n in powers(first)}
+    drawn |= {("distilled", m.denoiser.steps or 0): to_uint8(sample(m.denoiser, z)) for m in loaded[1:]}
+    tensors = {f"{kind}/{n:04d}": images.contiguous() for (kind, n), images in sorted(drawn.items())}
+    safetensors.torch.save_file(tensors, out / SAMPLES)
+    return drawn
+
+
+def tiled(images: Tensor, columns: int) -> np.ndarray:
+    """Images uint8 `[N, C, H, W]` as one sheet `[rows·H, columns·W, C]` without gaps; N a multiple of `columns`."""
+    n, c, h, w = images.shape
+    sheet = images.reshape(n // columns, columns, c, h, w).permute(0, 3, 1, 4, 2)
+    return sheet.reshape(n // columns * h, columns * w, c).numpy()
+
+
+def _pool(
+    teacher: Path, report: dict[str, Any], recipe: Recipe, out: Path, machine: Machine, seed: int, log: Log
+) -> dict[str, Any]:
+    """Write `recipe.pool` samples of the teacher, by the sampler that measured best, as one lossless mosaic."""
+    how, model = report["teacher_best"], load(teacher)
+    options = {key: value for key, value in how["sampler"].items() if key != "name"}
+    name, steps = how["sampler"]["name"], how["steps"]
+    denoiser = machine.place(model.denoiser)
+    with machine.for_sampling(denoiser.network):
+        parts = generate(
+            denoiser,
+            model.shape,
+            recipe.pool,
+            steps,
+            name,
+            seed=seed + 1,  # not the images that were measured
+            batch=250,
+            progress=lambda done, n: log.advance("pool", done, n),
+            options=options,
+        )
+        images = torch.cat([to_uint8(part.cpu()) for part in parts])
+    columns = 2 ** (max(1, recipe.pool).bit_length() // 2)
+    Image.fromarray(tiled(images, columns).squeeze()).save(out / POOL, format="png", optimize=True)
+    return {"n": recipe.pool, "sampler": how["sampler"], "steps": steps, "seed": seed + 1}
+
+
+def _measure(
+    models: list[Path],
+    recipe: Recipe,
+    source: ImageSource,
+    held_out: ImageSource | None,
+    machine: Machine,
+    kept: Path,
+    features: str,
+    seed: int,
+    log: Log,
+) -> dict[str, Any]:
+    started = time.monotonic()
+    extract = extractor(features, device=machine.device)
+
+    def progress(done: int, n: int) -> None:
+        log.advance("reference features", done, n)
+
+    def yardstick(n: int, search: bool = False, by: FeatureExtractor = extract) -> Yardstick:
+        kinds: Any = ("frechet",) if search else ("frechet", "kernel")
+        return Yardstick(source, by, n, held_out, kinds, progress, spread=not search)
+
+    main = yardstick(recipe.n)
+    own = measure(own_cells(models), main, machine, kept, log, seed)
+    undistilled = measure(teacher_cells(models[0], recipe), main, machine, kept, log, seed)
+    search = measure(nu_cells(models[0], recipe), yardstick(recipe.nu_n, search=True), machine, kept, log, seed)
+    chosen = best_nus(search)
+    ancestral = measure(chosen, main, machine, kept, log, seed)
+    results = [*own, *undistilled, *ancestral]
+    rows = [row for _, result in results for row in result["rows"]]
+    frechet = [row for row in rows if not row["metric"].startswith("KD-") and row["model"] == "teacher"]
+    best = min(frechet, key=lambda row: row["value"])
+    loaded = [load(path) for path in models]
+    assert main.features is not None
+    report = {
+        "teacher_steps": loaded[0].info["preset"]["first_steps"],
+        "rows": rows,
+        "floors": main.floors,
+        "best_nu": {str(cell.steps): cell.nu for cell in chosen},
+        "nu_search": [row for _, result in search for row in result["rows"]],
+        "teacher_best": {**best["card"], "value": best["value"], "spread": best["spread"]},
+        "memorising": {
+            "what": f"Euclidean distance in {extract.label} features to the nearest of {len(source.images)} images",
+            "n": min(NEAREST, recipe.n),
+            "held_out": _nearest_held_out(held_out, main, extract),
+            "models": {_label(cell): result["nearest"] for cell, result in results if "nearest" in result},
+        },
+        "cost": cost_report(loaded[:1], loaded[1:]),
+        "fid": _fid(models, recipe, yardstick, machine, kept, seed, log),
+        "seconds": time.monotonic() - started,
+    }
+    return report
+
+
+def _fid(
+    models: list[Path], recipe: Recipe, yardstick: Any, machine: Machine, kept: Path, seed: int, log: Log
+) -> list[dict[str, Any]]:
+    """FID (or its like at fewer samples) of students and DDIM; empty where Inception's weights are not at hand."""
+    if not inception_at_hand():
+        return []
+    cells = own_cells(models) + [Cell(models[0], "ddim", n) for n in powers(recipe.ddim)]
+    by = extractor("inception", device=machine.device)
+    results = measure(cells, yardstick(recipe.n, search=True, by=by), machine, kept, log, seed)
+    return [row for _, result in results for row in result["rows"]]
+
+
+def _nearest_held_out(
+    held_out: ImageSource | None, yardstick: Yardstick, extract: FeatureExtractor
+) -> dict[str, float] | None:
+    if held_out is None or yardstick.features is None:
+        return None
+    real = reference_features(held_out, extract, min(NEAREST, len(held_out.images)))
+    return quantiles(nearest_distances(real, yardstick.features))
+
+
+def _throughput(settings: Preset, machine: Machine, run: Path, seconds: float) -> dict[str, Any]:
+    """Images a second of the preset and, on a GPU, of the paper's CIFAR-10 network; measured once a run."""
+    kept = run / _FIGURES / "throughput.json"
+    if kept.exists():
+        done: dict[str, Any] = json.loads(kept.read_text())
+        return done
+    rate = matrix_rate(machine)
+    measured = throughput(settings, machine, settings.teacher.batch, rate, seconds)
+    if machine.device.type == "cuda":
+        measured += throughput(preset("cifar10"), machine, preset("cifar10").teacher.batch, rate, seconds)
+    result = {
+        "device": machine.describe(),
+        "bf16_matrix_flops": rate,
+        "steps": [asdict(entry) for entry in measured],
+    }
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    _write_json(kept, result)
+    return result
+
+
+def _rung(path: Path, report: Mapping[str, Any]) -> dict[str, Any]:
+    model: Checkpoint = load(path)
+    steps, cost = model.denoiser.steps, model.info["cost"]
+    return {
+        "name": path.name,
+        "steps": steps,
+        "file": f"{path.name}/model.safetensors",
+        "sha256": model.sha256,
+        "teacher": model.info["teacher"],
+        "float32": model.info["float32"],
+        "preset": model.info["preset"]["name"],
+        "images": cost["images"],
+        "flops": cost["flops"],
+        "seconds": cost["seconds"],
+        "device": model.info["device"],
+        "rows": [row for row in report["rows"] if Row.from_dict(row).card.checkpoint == model.sha256],
+    }
+
+
+def _label(cell: Cell) -> str:
+    return f"{cell.model.name}, {cell.steps} steps" if cell.model.name == "teacher" else cell.model.name
+
+
+def _commit() -> str | None:
+    """The commit of the source that runs, marked where files differ from it; None for an installed package."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        if not git("ls-files", "--", Path(__file__).name):
+            return None
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", str(here.parent))
+        return git("rev-parse", "HEAD") + ("-changed" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+@contextmanager
+def _replaced(out: Path) -> Iterator[Path]:
+    """A new folder that becomes `out` when the block ends well; what was there before goes only then."""
+    temporary, old = (out.with_name(f".{out.name}.{end}") for end in ("new", "old"))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for path in (temporary, old):
+            shutil.rmtree(path, ignore_errors=True)
+        temporary.mkdir()
+        yield temporary
+        if out.exists():
+            out.rename(old)
+        temporary.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise PdlabError(f"cannot write {out}: {reason}; free some space there, or choose another --out") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n")

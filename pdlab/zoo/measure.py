@@ -1,0 +1,140 @@
+"""The figures of a ladder: every sampler at every step count, each kept on disk as soon as it is measured."""
+
+import json
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pdlab.diffusion.samplers import nfe
+from pdlab.files import atomic_file
+from pdlab.metrics.card import Row
+from pdlab.metrics.evaluate import Yardstick, rows_of, sample_features
+from pdlab.metrics.reference import nearest_distances
+from pdlab.training.checkpoint import load
+from pdlab.training.log import Log
+from pdlab.training.machine import Machine
+from pdlab.zoo.recipe import Recipe
+
+#: Samples whose nearest training images are looked for, and the quantiles of the distances that are kept.
+NEAREST, QUANTILES = 1000, (0.01, 0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model with one sampler at one step count."""
+
+    model: Path
+    sampler: str
+    steps: int
+    nu: float | None = None
+
+    def file(self, yardstick: Yardstick) -> str:
+        """The name that its figures by `yardstick` are kept under."""
+        nu = "" if self.nu is None else f"-nu{self.nu:g}"
+        by = f"{yardstick.n}-{yardstick.extractor.name}-{'-'.join(yardstick.kinds)}"
+        return f"{self.model.name}-{self.sampler}{nu}-{self.steps:04d}-{by}.json"
+
+
+def own_cells(models: Sequence[Path]) -> list[Cell]:
+    """Every student with its own number of steps."""
+    counts = [(path, load(path).denoiser.steps) for path in models]
+    return [Cell(path, "ddim", steps) for path, steps in counts if steps is not None]
+
+
+def teacher_cells(teacher: Path, recipe: Recipe) -> list[Cell]:
+    """The deterministic samplers of the undistilled teacher at powers of two.
+
+    At one step Heun's rule and DPM-Solver++ are DDIM. Heun's takes 2 evaluations a step but the last: N/2 steps
+    for at most N evaluations.
+    """
+    cells = [Cell(teacher, "ddim", steps) for steps in powers(recipe.ddim)]
+    for steps in powers(recipe.others)[1:]:
+        cells.append(Cell(teacher, "dpm-solver++", steps))
+        if steps > 2:
+            cells.append(Cell(teacher, "heun", steps // 2))
+    return cells
+
+
+def nu_cells(teacher: Path, recipe: Recipe) -> list[Cell]:
+    """The ancestral sampler at every candidate variance."""
+    return [Cell(teacher, "ancestral", steps, nu) for steps in powers(recipe.others) for nu in recipe.nus]
+
+
+def powers(most: int) -> list[int]:
+    """1, 2, 4, … up to `most`."""
+    return [2**k for k in range(most.bit_length()) if 2**k <= most]
+
+
+def best_nus(results: Sequence[tuple[Cell, dict[str, Any]]]) -> list[Cell]:
+    """For each step count the cell with the least Fréchet distance."""
+    best: dict[int, tuple[float, Cell]] = {}
+    for cell, result in results:
+        value = Row.from_dict(result["rows"][0]).value
+        if cell.steps not in best or value < best[cell.steps][0]:
+            best[cell.steps] = (value, cell)
+    return [cell for _, (_, cell) in sorted(best.items())]
+
+
+def measure(
+    cells: Sequence[Cell], yardstick: Yardstick, machine: Machine, kept: Path, log: Log, seed: int = 0
+) -> list[tuple[Cell, dict[str, Any]]]:
+    """The figures of `cells`, in their order: {"rows": […], "nearest": quantiles by name}.
+
+    What lies in the folder `kept` already is read from there. On a CPU with several threads, as many cells are
+    measured at a time, each in one.
+    """
+    files = [kept / cell.file(yardstick) for cell in cells]
+    todo = [(cell, file) for cell, file in zip(cells, files, strict=True) if not file.exists()]
+    # Longest first, so that no thread is left alone with one.
+    todo.sort(key=lambda pair: -nfe(pair[0].sampler, pair[0].steps))
+    threads = torch.get_num_threads()
+    workers = threads if machine.device.type == "cpu" else 1
+
+    stop = threading.Event()
+
+    def work(pair: tuple[Cell, Path]) -> str:
+        cell, file = pair
+        with atomic_file(file) as stream:
+            stream.write(json.dumps(_measure(cell, yardstick, machine, seed, stop)).encode())
+        return file.stem
+
+    each = max(1, threads // workers)
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(each,)) as pool:
+        try:
+            for done, name in enumerate(pool.map(work, todo)):
+                log.advance(f"{len(todo)} figures, n = {yardstick.n}", done + 1, len(todo), name)
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
+    return [(cell, json.loads(file.read_text())) for cell, file in zip(cells, files, strict=True)]
+
+
+def quantiles(distances: torch.Tensor) -> dict[str, float]:
+    """The `QUANTILES` of nearest distances, as JSON."""
+    return {str(q): float(torch.quantile(distances, q)) for q in QUANTILES}
+
+
+def _measure(
+    cell: Cell, yardstick: Yardstick, machine: Machine, seed: int, stop: threading.Event
+) -> dict[str, Any]:
+    checkpoint = load(cell.model)  # a copy of its own: sampling changes the weights' precision in place
+    how: dict[str, Any] = {"sampler": cell.sampler, "seed": seed}
+    if cell.nu is not None:
+        how["options"] = {"nu": cell.nu}
+
+    def progress(done: int, n: int) -> None:
+        if stop.is_set():
+            raise InterruptedError("the build was stopped")
+
+    features = sample_features(checkpoint, cell.steps, yardstick, machine, batch=250, progress=progress, **how)
+    rows = rows_of(features, checkpoint, cell.steps, yardstick, machine, **how)
+    result: dict[str, Any] = {"rows": [row.to_dict() for row in rows]}
+    if yardstick.features is not None and cell.sampler == "ddim":
+        result["nearest"] = quantiles(nearest_distances(features[:NEAREST], yardstick.features))
+    return result

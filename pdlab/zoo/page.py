@@ -1,0 +1,135 @@
+"""A ladder's picture and its README, made from its report: no figure is typed by hand."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from pdlab.metrics.card import Row
+from pdlab.teaching.plots import sample_grid
+
+COLUMNS = (64, 16, 8, 4, 2, 1)
+SAMPLERS = {
+    "distilled": "distilled",
+    "ddim": "DDIM",
+    "ancestral": "ancestral (best ν)",
+    "heun": "Heun (one evaluation less)",
+    "dpm-solver++": "DPM-Solver++(2M)",
+}
+
+
+def figures(report: Mapping[str, Any]) -> dict[str, dict[int, Row]]:
+    """The Fréchet distances of a report: `[sampler or "distilled"][network evaluations]`.
+
+    Heun's rule, which needs an odd number of them, stands at one more.
+    """
+    found: dict[str, dict[int, Row]] = {}
+    for data in report["rows"]:
+        row = Row.from_dict(data)
+        if not row.metric.startswith("KD-"):
+            kind = "distilled" if row.model == "distilled" else str(row.card.sampler["name"])
+            found.setdefault(kind, {})[row.card.nfe + (kind == "heun")] = row
+    return found
+
+
+def picture(drawn: Mapping[tuple[str, int], Tensor], report: Mapping[str, Any], n: int = 16) -> Figure:
+    """The first `n` noises in the columns `COLUMNS`: undistilled DDIM above, distilled below."""
+    rows = {"teacher": "ddim", "distilled": "distilled"}
+    there = {model: {k: drawn[kind, k][:n] for k in COLUMNS if (kind, k) in drawn} for model, kind in rows.items()}
+    values = figures(report)
+    captions = {
+        model: {k: f"{row.metric} {row.value:.3g}" for k, row in values.get(kind, {}).items()}
+        for model, kind in rows.items()
+    }
+    return sample_grid(there, captions, "The same noises in every cell: only training and steps differ")
+
+
+def page(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+    """The README of a ladder's folder: what it is, how it was made, what it measures, how to make it again."""
+    name, data = manifest["name"], manifest["data"]
+    values = figures(report)
+    row = next(iter(next(iter(values.values())).values()))
+    cost, floor = report["cost"], report["floors"]["frechet"]
+    size = "×".join(str(side) for side in data["shape"])
+    lines = [
+        f"# {name}",
+        "",
+        f"A teacher and its students, trained on {data['name']} ({size}, {data['split']} split) by preset "
+        f"`{manifest['preset']}` on: {manifest['rungs'][0]['device']}. The weights are float16; they were "
+        "measured as they are here, and are computed with in float32 or bfloat16.",
+        "",
+        "![The same noises, undistilled above, distilled below, from 64 steps to 1](samples.png)",
+        "",
+        f"{row.metric} (lower is better) of {row.card.n:,} samples against {row.card.reference['size']:,} images, "
+        f"± the standard error over draws; real images score {floor['value']:.3g} ({floor['how']}). It is "
+        "comparable only with figures of equal n, features and reference: see the cards in `report.json`.",
+        "",
+        "| network evaluations | " + " | ".join(SAMPLERS[kind] for kind in SAMPLERS if kind in values) + " |",
+        "|---" * (1 + sum(kind in values for kind in SAMPLERS)) + "|",
+    ]
+    for nfe in sorted({n for column in values.values() for n in column}):
+        cells = [_cell(values[kind].get(nfe)) for kind in SAMPLERS if kind in values]
+        lines.append(f"| {nfe} | " + " | ".join(cells) + " |")
+    best = report["teacher_best"]
+    ratios = [
+        f"{steps} step{'s' if steps > 1 else ''} {student.value / best['value']:.2f} ×"
+        for steps, student in sorted(values.get("distilled", {}).items())
+        if steps <= 8
+    ]
+    lines += [
+        "",
+        f"The teacher's best is {best['value']:.3g} ({_how(best['sampler'])}, {best['steps']} steps). Distilled, "
+        f"relative to it: {', '.join(reversed(ratios))}. FID was "
+        + ("measured, see `report.json`." if report["fid"] else "not measured: no Inception weights were at hand."),
+        "",
+        "| rung | images seen | seconds | FLOPs |",
+        "|---|---|---|---|",
+        *(
+            f"| {rung['name']} | {rung['images']:,} | {rung['seconds']:.0f} | {rung['flops']:.2e} |"
+            for rung in manifest["rungs"]
+        ),
+        "",
+    ]
+    if ratio := cost.get("distillation_over_teacher"):
+        lines += [
+            f"All distillation together cost {ratio['flops']:.2f} × the teacher's FLOPs and "
+            f"{ratio['seconds']:.2f} × its seconds.",
+            "",
+        ]
+    speed = manifest["throughput"]
+    lines += [
+        f"Throughput, {speed['device']} ({speed['bf16_matrix_flops'] / 1e12:.3g} bf16 TFLOP/s in matrix products):",
+        "",
+        "| preset | step | batch | images/s | share of the matrix rate |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {s['preset']} | {s['step']} | {s['batch']} | {s['images_per_second']:,.0f} | {s['share']:.0%} |"
+            for s in speed["steps"]
+        ),
+        "",
+        "## Make it again",
+        "",
+        "```bash",
+        f"pdlab zoo build {name}{' --download' if data['name'].startswith('cifar10') else ''} "
+        f"--run runs/{name} --out pdlab/zoo/{name}",
+        "```",
+        "",
+        "Interrupted, the same command goes on. It is the same as `pdlab train`, `pdlab distill`, `pdlab evaluate` "
+        "with the settings in `manifest.json`, with every checkpoint in float16.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return ""
+    nu = f" (ν = {row.card.sampler['nu']:g})" if "nu" in row.card.sampler else ""
+    spread = f" ± {row.spread:.2g}" if row.spread is not None else ""
+    return f"{row.value:.3g}{spread}{nu}"
+
+
+def _how(sampler: Mapping[str, Any]) -> str:
+    nu = f", ν = {sampler['nu']:g}" if "nu" in sampler else ""
+    return f"{SAMPLERS[sampler['name']].split(' (')[0]}{nu}"
