@@ -185,6 +185,11 @@ def distill(
             trained = steps_down.halve(steps, optimization, seed=seed, run=run, log=log, save_every=save_every)
             info = {
                 **teacher.info,
+                "preset": {
+                    **teacher.info["preset"],
+                    "distill": dataclasses.asdict(settings),
+                    "first_steps": first,
+                },
                 "model": "distilled",
                 "ema": False,
                 "seed": seed,

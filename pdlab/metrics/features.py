@@ -128,7 +128,6 @@ class EffNetLite0(FeatureExtractor):
     """
 
     name = "effnet-lite0"
-    batch = 50
     size = 128
 
     def __init__(self, weights: Path | None = None, device: str | torch.device = "cpu"):
@@ -144,6 +143,7 @@ class EffNetLite0(FeatureExtractor):
             raise PdlabError(f"{weights} does not hold the weights of EfficientNet-Lite0") from error
         self.label = _label("EffNetLite0", self._sha256, EFFNET_SHA256)
         self.device = torch.device(device)
+        self.batch = 50 if self.device.type == "cpu" else 500
         _fold_norms(self._net.eval().requires_grad_(False))
         self._net.to(self.device, memory_format=torch.channels_last)
 

@@ -41,7 +41,9 @@ def train(
     """
     check_preset(preset, source)
     settings = settings_of(preset)
-    run.claim("train", {"preset": settings, "data": describe(source), "seed": seed})
+    # How the rounds will go may still change: it does not make another teacher.
+    own = {name: value for name, value in settings.items() if name not in ("distill", "first_steps")}
+    run.claim("train", {"preset": own, "data": describe(source), "seed": seed})
     if (done := run.checkpoint(TEACHER)) is not None:
         run.drop_states(TEACHER)  # a kill may have come between the checkpoint and this
         return done

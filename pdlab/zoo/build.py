@@ -93,7 +93,7 @@ def build(
         trained += distill(
             teacher, source, settings.distill, folder, machine, first=settings.first_steps, seed=seed, log=log
         )
-        models = pack(name, trained, run / "packed")
+        models = pack(name, settings, trained, run / "packed")
         speed = _throughput(settings, machine, run, seconds)
         report = _measure(models, recipe, source, held_out, machine, run / _FIGURES, features, seed, log)
         with _replaced(out) as folder_out:
@@ -130,7 +130,7 @@ def build(
     return manifest
 
 
-def pack(name: str, trained: list[Path], packed: Path) -> list[Path]:
+def pack(name: str, settings: Preset, trained: list[Path], packed: Path) -> list[Path]:
     """Copies of the checkpoints `trained` (teacher first) in `packed`, in float16, each naming its packed teacher.
 
     The students of the most steps are left out if all together exceed `MOST_BYTES`.
@@ -148,9 +148,8 @@ def pack(name: str, trained: list[Path], packed: Path) -> list[Path]:
         if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
             raise PdlabError(f"the weights of {path} exceed float16's range: train with a smaller lr")
         if not (to / "model.json").exists():
-            save(
-                to, model.denoiser, {**model.info, "teacher": parent, "zoo": name, "float32": model.sha256}, weights
-            )
+            known = {"preset": settings_of(settings), "teacher": parent, "zoo": name, "float32": model.sha256}
+            save(to, model.denoiser, {**model.info, **known}, weights)
         done = load(to)
         if done.info.get("float32") != model.sha256 or done.info["teacher"] != parent:
             raise PdlabError(f"{to} was packed from another {path.name}: remove {packed} and {_FIGURES} beside it")

@@ -147,6 +147,8 @@ def test_a_run_keeps_its_settings(tmp_path: Path) -> None:
         path = train(TINY, source, run, machine)
         first = load(path)
         assert train(TINY, source, run, machine) == path  # complete: returns at once
+        # How it will be distilled is not the teacher's.
+        assert train(override(TINY, {"distill.updates": "7", "first_steps": "8"}), source, run, machine) == path
         with pytest.raises(PdlabError, match=r"teacher\.lr was 0\.002, is 0\.5.*another --run"):
             train(override(TINY, {"teacher.lr": "0.5"}), source, run, machine)
     assert first.info["data"]["name"] == "digits"

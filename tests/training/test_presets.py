@@ -76,5 +76,5 @@ def test_bad_overrides(change: dict[str, str], message: str) -> None:
 
 
 def test_unknown_preset_lists_the_known() -> None:
-    with pytest.raises(PdlabError, match="digits, toy, cifar10-small, cifar10, imagenet64, lsun128"):
+    with pytest.raises(PdlabError, match="digits, toy, cifar10-16px, cifar10-small, cifar10, imagenet64, lsun128"):
         preset("mnist")

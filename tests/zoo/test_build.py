@@ -21,7 +21,7 @@ from pdlab.training.machine import Machine
 from pdlab.zoo import build as building
 from pdlab.zoo.page import page
 from pdlab.zoo.recipe import Recipe, adjusted, recipe
-from tests.zoo.conftest import RECIPE, Ladder, build_digits
+from tests.zoo.conftest import RECIPE, SETTINGS, Ladder, build_digits
 
 
 def test_lineage_goes_from_every_student_to_the_teacher(ladder: Ladder) -> None:
@@ -33,6 +33,8 @@ def test_lineage_goes_from_every_student_to_the_teacher(ladder: Ladder) -> None:
         assert rung["images"] > 0
         assert rung["seconds"] > 0
         assert rung["device"] == "CPU, 1 thread"
+        known = zoo.checkpoint(ladder.name, rung["steps"]).info["preset"]
+        assert known == json.loads(json.dumps(ladder.manifest["settings"]))
 
 
 def test_weights_are_the_runs_in_float16(ladder: Ladder) -> None:
@@ -203,7 +205,7 @@ def test_the_longest_rungs_are_dropped_first(
     trained = [ladder.run / rung["name"] for rung in ladder.manifest["rungs"]]
     size = (trained[0] / "model.safetensors").stat().st_size // 2
     monkeypatch.setattr(building, "MOST_BYTES", 3 * size)
-    names = [path.name for path in building.pack("tiny", trained, tmp_path / "packed")]
+    names = [path.name for path in building.pack("tiny", SETTINGS, trained, tmp_path / "packed")]
     assert names == ["teacher", "student-0002", "student-0001"]
 
 
@@ -213,7 +215,7 @@ def test_weights_beyond_float16_are_refused(ladder: Ladder, tmp_path: Path) -> N
         next(model.denoiser.network.parameters()).fill_(1e5)
     building.save(tmp_path / "teacher", model.denoiser, model.info)
     with pytest.raises(PdlabError, match="float16's range"):
-        building.pack("tiny", [tmp_path / "teacher"], tmp_path / "packed")
+        building.pack("tiny", SETTINGS, [tmp_path / "teacher"], tmp_path / "packed")
 
 
 def test_recipes() -> None:
