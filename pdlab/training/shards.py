@@ -38,7 +38,10 @@ class Shards:
             value = loss(part)
             return value.detach(), torch.autograd.grad(value, self.parameters)
 
-        losses, gradients = zip(*self._pool.map(work, range(self.count)), strict=True)
-        for parameter, *parts in zip(self.parameters, *gradients, strict=True):
-            parameter.grad = torch.stack(parts).mean(0) if len(parts) > 1 else parts[0]
+        losses, (total, *others) = zip(*self._pool.map(work, range(self.count)), strict=True)
+        for gradients in others:
+            torch._foreach_add_(total, gradients)
+        torch._foreach_div_(total, self.count)
+        for parameter, gradient in zip(self.parameters, total, strict=True):
+            parameter.grad = gradient
         return torch.stack(losses).mean()
