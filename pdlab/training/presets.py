@@ -118,8 +118,8 @@ CIFAR10_16PX = Preset(
     output="x",
     weighting="truncated",
     logsnr_max=6.0,
-    teacher=Optimization(updates=12_000, batch=128, lr=1e-3, warmup=200, anneal=True, ema=0.999, flip=True),
-    distill=Optimization(updates=400, batch=128, lr=5e-4, anneal=True, flip=True),
+    teacher=Optimization(updates=8_000, batch=128, lr=1e-3, warmup=200, anneal=True, ema=0.999, flip=True),
+    distill=Optimization(updates=300, batch=128, lr=5e-4, anneal=True, flip=True),
     first_steps=128,
 )
 

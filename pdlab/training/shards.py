@@ -38,10 +38,14 @@ class Shards:
             value = loss(part)
             return value.detach(), torch.autograd.grad(value, self.parameters)
 
-        losses, (total, *others) = zip(*self._pool.map(work, range(self.count)), strict=True)
-        for gradients in others:
-            torch._foreach_add_(total, gradients)
-        torch._foreach_div_(total, self.count)
-        for parameter, gradient in zip(self.parameters, total, strict=True):
+        losses, gradients = zip(*self._pool.map(work, range(self.count)), strict=True)
+        # Like backward(), and unlike grad(): in the parameter's own memory layout, which fused optimizers rely on.
+        mean = [
+            torch.empty_like(parameter).copy_(g) for parameter, g in zip(self.parameters, gradients[0], strict=True)
+        ]
+        for other in gradients[1:]:
+            torch._foreach_add_(mean, other)
+        torch._foreach_div_(mean, self.count)
+        for parameter, gradient in zip(self.parameters, mean, strict=True):
             parameter.grad = gradient
         return torch.stack(losses).mean()

@@ -86,7 +86,7 @@ def build(
     if out.exists() and not (out / MANIFEST).is_file():
         raise PdlabError(f"{out} exists and is no ladder: choose another --out")
     log = log or Log(quiet=True)
-    started = time.monotonic()
+    started, commit = time.monotonic(), _commit()
     with Run(run) as folder:
         trained = [train(settings, source, folder, machine, seed=seed, log=log)]
         teacher = load(trained[0])
@@ -113,7 +113,7 @@ def build(
                 "first_steps": settings.first_steps,
                 "seed": seed,
                 "recipe": asdict(recipe),
-                "commit": _commit(),
+                "commit": commit,
                 "versions": versions(),
                 "rungs": [_rung(path, report) for path in models],
                 "samples": {"noises": NOISES, "seed": seed, "precision": "fp32", "sampler": "ddim", "clip": True},
