@@ -1,8 +1,28 @@
 """Figures hold what they are given: every cell, every point, axes with names."""
 
+import pytest
 import torch
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation, Text
 
-from pdlab.teaching.plots import metric_curve, mosaic, sample_grid, scatter
+from pdlab.diffusion.prediction import from_x
+from pdlab.diffusion.schedule import CosineSchedule
+from pdlab.distillation.ledger import ledger
+from pdlab.teaching.plots import (
+    clouds,
+    curves,
+    image_rows,
+    ledger_bars,
+    ledger_trail,
+    metric_curve,
+    mosaic,
+    paths,
+    sample_grid,
+    scatter,
+    spread,
+    target_geometry,
+    triangle,
+)
 
 
 def test_mosaic_places_every_image() -> None:
@@ -37,3 +57,91 @@ def test_metric_curve_draws_every_figure_and_the_floor() -> None:
 def test_scatter_draws_every_point() -> None:
     figure = scatter(torch.rand(7, 2))
     assert len(figure.axes[0].collections[0].get_offsets()) == 7
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(Text)]
+
+
+def test_a_figure_shows_itself_in_a_notebook() -> None:
+    data, size = scatter(torch.rand(3, 2))._repr_png_()
+    assert data.startswith(b"\x89PNG")
+    assert size["width"] == 403  # 4.2 inches of 96 points
+
+
+def test_curves_draw_every_point_told_apart_without_colour() -> None:
+    figure = curves({"a": {1: 1.0, 4: 2.0}, "b": {2: 3.0}}, "steps", "error", floor=0.5)
+    (axis,) = figure.axes
+    assert [list(line.get_xdata()) for line in axis.lines[:2]] == [[1, 4], [2]]
+    assert axis.lines[0].get_marker() != axis.lines[1].get_marker()
+    assert list(axis.lines[2].get_ydata()) == [0.5, 0.5]
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("steps", "error")
+
+
+def test_spread_draws_every_seed_and_the_mean() -> None:
+    (axis,) = spread({"a": [1.0, 2.0, 6.0]}, "error").axes
+    assert list(axis.lines[0].get_xdata()) == [1.0, 2.0, 6.0]
+    assert list(axis.lines[1].get_xdata()) == [3.0, 3.0]
+
+
+def test_image_rows_keep_the_pixels() -> None:
+    images = torch.randint(0, 256, (3, 3, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    figure = image_rows({"first": images, "second": images[:2]}, ["a", "b", "c"], "title")
+    shown = figure.axes[0].images[0].get_array()
+    assert (torch.as_tensor(shown[:4, 5:9]) == images[1].permute(1, 2, 0)).all()
+    assert {"first", "second", "a", "b", "c", "title"} <= set(texts(figure))
+
+
+@pytest.mark.parametrize("t", [0.0, 0.3, 1.0])
+def test_triangle_is_right_angled(t: float) -> None:
+    """The arrows' ends: z = (alpha, sigma) and v = (−sigma, alpha), at a right angle and of length 1."""
+    schedule = CosineSchedule()
+    arrows = [a for a in triangle(schedule, t).axes[0].texts if isinstance(a, Annotation)]
+    x, eps, z, v = (torch.tensor(a.xy, dtype=torch.float64) for a in arrows)
+    time = torch.tensor(t, dtype=torch.float64)
+    torch.testing.assert_close(z, schedule.alpha(time) * x + schedule.sigma(time) * eps)
+    assert abs(float(z @ v)) < 1e-12
+    assert abs(float(v.norm()) - 1) < 1e-12
+
+
+def test_paths_join_the_ends() -> None:
+    exact, coarse = torch.rand(10, 2, 2), torch.rand(3, 2, 2)
+    (axis,) = paths(exact, coarse, torch.rand(5, 2)).axes
+    dashed = [line for line in axis.lines if line.get_linestyle() == "--"]
+    assert len(dashed) == 2
+    torch.testing.assert_close(
+        torch.tensor(dashed[1].get_xydata()).float(), torch.stack([exact[-1, 1], coarse[-1, 1]])
+    )
+
+
+def test_target_geometry_shows_that_x_tilde_lands_and_the_second_x_does_not() -> None:
+    schedule, z = CosineSchedule(), torch.tensor([0.9, 1.6], dtype=torch.float64)
+    alpha, sigma = (f(torch.tensor(0.75, dtype=torch.float64)) for f in (schedule.alpha, schedule.sigma))
+    first = from_x(z, alpha, sigma, torch.tensor([0.2, 0.1], dtype=torch.float64))
+    mid = torch.tensor(0.625, dtype=torch.float64)
+    z_mid = schedule.alpha(mid) * first.x + schedule.sigma(mid) * first.eps
+    second = from_x(z_mid, schedule.alpha(mid), schedule.sigma(mid), torch.tensor([0.8, 0.4], dtype=torch.float64))
+    (axis,) = target_geometry(schedule, z, 0.75, 0.625, 0.5, first, second).axes
+    walk, right, wrong = (line.get_xydata() for line in axis.lines if len(line.get_xydata()) > 1)
+    assert abs(walk[-1] - right[-1]).max() < 1e-12
+    assert abs(walk[-1] - wrong[-1]).max() > 1e-3
+
+
+def test_ledger_figures_hold_every_term() -> None:
+    z = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    book = ledger({4: z, 2: z + 1, 1: z - 1}, exact_steps=z + 0.5, exact_flow=z + 0.6)
+    terms = ["discretisation", "model", "4 → 2", "2 → 1"]
+    assert set(terms) <= set(texts(ledger_trail(book, 1)))
+    (bars,) = ledger_bars(book).axes
+    assert [label.get_text() for label in bars.get_yticklabels()] == [*terms, "sum of lengths", "length of total"]
+    widths = [patch.get_width() for patch in bars.patches]
+    assert widths[:5] == pytest.approx([0.1, 0.5, 1.0, 2.0, 3.6])
+    assert widths[5] == pytest.approx(1.6)
+
+
+def test_clouds_follow_the_same_noises() -> None:
+    points = torch.rand(9, 2)
+    figure = clouds({"a": points, "b": points + 1}, follow=3, title="t")
+    assert [axis.get_title() for axis in figure.axes] == ["a", "b"]
+    assert [text.get_text() for text in figure.axes[1].texts] == ["1", "2", "3"]
+    assert figure.axes[1].texts[2].get_position() == pytest.approx(tuple((points[2] + 1).tolist()))

@@ -1,0 +1,79 @@
+"""The lab's unbroken recipe is the library's method; each broken one departs from it where it says."""
+
+import math
+
+import pytest
+import torch
+
+from pdlab.diffusion.samplers import ddim_step, sample
+from pdlab.diffusion.schedule import CosineSchedule
+from pdlab.distillation.rounds import Ladder
+from pdlab.distillation.target import student_target
+from pdlab.teaching import lab
+from pdlab.training.machine import Machine
+from pdlab.training.presets import Optimization
+
+SETTINGS = Optimization(updates=4, batch=32, lr=1e-3, anneal=True)
+
+
+def source() -> lab.MixtureSource:
+    return lab.MixtureSource(lab.mixture())
+
+
+def test_mixture_has_unit_scale() -> None:
+    x = lab.mixture().sample(100_000, torch.Generator().manual_seed(0))
+    assert 0.85 < float(x.var(0).mean()) < 1.15
+
+
+@pytest.mark.parametrize("schedule", [CosineSchedule(), CosineSchedule(-math.inf, math.inf)])
+def test_two_hops_are_the_students_target(schedule: CosineSchedule) -> None:
+    """The published quotient against the library's weighted mean, on every time of the grid."""
+    teacher = lab.mixture().denoiser(schedule)
+    z = torch.randn(8, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    i = torch.arange(1, 9)
+    ours = lab.hops_target(teacher, z, i / 8.0, 1 / 8, hops=2)
+    torch.testing.assert_close(ours, student_target(teacher, z, i, 8).prediction.x, rtol=1e-6, atol=1e-6)
+
+
+def test_many_hops_are_a_run_of_the_sampler() -> None:
+    """A jump from t = 1 to 0 in 8 hops must teach what the teacher draws in 8 steps."""
+    teacher = lab.mixture().denoiser()
+    z = torch.randn(8, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    target = lab.hops_target(teacher, z, torch.ones(8, dtype=torch.float64), 1.0, hops=8)
+    torch.testing.assert_close(target, sample(teacher, z, 8))
+
+
+def test_swapped_visits_the_end_first() -> None:
+    teacher, z = lab.mixture().denoiser(), torch.randn(4, 2, dtype=torch.float64)
+    t, mid, end = (torch.tensor(v, dtype=torch.float64) for v in (0.75, 0.625, 0.5))
+    at_end = ddim_step(teacher.schedule, z, t, end, teacher(z, t))
+    back = ddim_step(teacher.schedule, at_end, end, mid, teacher(at_end, end))
+    ratio = teacher.schedule.sigma(end) / teacher.schedule.sigma(t)
+    by_hand = (back - ratio * z) / (teacher.schedule.alpha(end) - ratio * teacher.schedule.alpha(t))
+    got = lab.hops_target(teacher, z, t.expand(4), 0.25, hops=2, swapped=True)
+    torch.testing.assert_close(got, by_hand)
+
+
+def test_the_unbroken_recipe_is_the_library_s_ladder() -> None:
+    teacher = lab.train_teacher(updates=5)
+    ours = lab.distil(lab.Recipe(), teacher, source(), SETTINGS, first=4)
+    rounds = Ladder(teacher, "truncated", source(), Machine("cpu", "fp32"))
+    for steps, updates in ((2, 8), (1, 8)):
+        rounds.halve(steps, Optimization(updates=updates, batch=32, lr=1e-3, anneal=True))
+        for a, b in zip(ours[steps].network.parameters(), rounds.student.network.parameters(), strict=True):
+            assert torch.equal(a, b)
+        rounds.promote()
+
+
+@pytest.mark.parametrize("name", lab.RECIPES)
+def test_every_recipe_gives_a_last_student_of_its_own(name: str) -> None:
+    recipe = lab.RECIPES[name]
+    teacher = lab.train_teacher(recipe.output, updates=5)
+    students = lab.distil(recipe, teacher, source(), SETTINGS, first=4)
+    assert list(students) == ([1] if recipe.jump else [2, 1])
+    z = torch.randn(16, 2, generator=torch.Generator().manual_seed(2))
+    made = sample(students[1], z)
+    assert torch.isfinite(made).all()
+    if recipe != lab.Recipe():
+        plain = lab.distil(lab.Recipe(), lab.train_teacher(updates=5), source(), SETTINGS, first=4)
+        assert not torch.equal(made, sample(plain[1], z))
