@@ -389,6 +389,22 @@ def bench(
     work(out, preset=preset, batch=batch, repeats=repeats, device=device.value, compile=compile)
 
 
+@app.command("app")
+def app_(
+    runs: Annotated[
+        Path | None,
+        typer.Option("--runs", help="A run or ladder of your own, or a folder of such, to show as well."),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", min=1, max=65535, help="Default: the first free one from 7860 on.")
+    ] = None,
+) -> None:
+    """Samples and distances across step counts, side by side in a browser; works offline."""
+    from pdlab.app.server import launch
+
+    launch(runs, port)
+
+
 def _version(value: bool) -> None:
     if value:
         typer.echo(f"pdlab {__version__}")

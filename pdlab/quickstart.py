@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 
 from pdlab import data
@@ -25,6 +26,7 @@ from pdlab.training.machine import Machine
 from pdlab.training.presets import Preset, preset
 from pdlab.training.run import Run
 from pdlab.training.teacher import train
+from pdlab.zoo import SAMPLES
 
 
 def quickstart(
@@ -32,8 +34,9 @@ def quickstart(
 ) -> dict[str, Any]:
     """Train, distil and measure into `out`; returns the report that it writes.
 
-    Writes the checkpoints, `samples.png`, `curve.png` and `report.json`. Interrupted, it goes on when called
-    again. `settings` defaults to the preset "digits", `n` is the number of samples a figure is measured on.
+    Writes the checkpoints, `samples.png` and the samples themselves, `curve.png` and `report.json`. Interrupted, it
+    goes on when called again. `settings` defaults to the preset "digits", `n` is the number of samples a figure is
+    measured on.
     """
     settings = settings or preset("digits")
     log = log or Log(out)
@@ -93,6 +96,10 @@ def _draw(
         "teacher": {n: to_uint8(sample(teacher.denoiser, z, n)) for n in counts},
         "distilled": {s.denoiser.steps or 0: to_uint8(sample(s.denoiser, z)) for s in students},
     }
+    kinds = {"teacher": "ddim", "distilled": "distilled"}
+    tensors = {f"{kinds[m]}/{k:04d}": images for m, cells in samples.items() for k, images in cells.items()}
+    with atomic_file(out / SAMPLES) as file:  # as in the zoo, for the app
+        file.write(safetensors.torch.save(tensors))
     metric, n = rows[0].metric, rows[0].card.n
     captions = {m: {k: f"{metric} {v:.2f}" for k, v in values.items()} for m, values in figures.items()}
     title = "The same 16 noises in every cell: only the training and the number of steps differ"

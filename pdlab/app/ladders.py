@@ -1,0 +1,370 @@
+"""Ladders to show and their models: the zoo's and the user's runs, nothing else, within a bound on memory."""
+
+import itertools
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from pdlab import data, zoo
+from pdlab.data import ImageSource
+from pdlab.diffusion.denoiser import Denoiser
+from pdlab.errors import PdlabError
+from pdlab.metrics.card import Row
+from pdlab.metrics.evaluate import noise
+from pdlab.training.checkpoint import Checkpoint, checkpoints_in, load
+from pdlab.training.machine import Machine
+
+NOISES, PAGE = 64, 16  # fixed noises of a ladder, and how many of them are shown at a time
+QUICKSTART = Path("pdlab-quickstart")
+
+T = TypeVar("T")
+
+
+class Ladder:
+    """A teacher and its students, what they draw from fixed noises, and their report.
+
+    `name` is what a link says. `steps` are the students' step counts, most first; `first` is how many steps the
+    teacher is read at.
+    """
+
+    name: str
+    steps: list[int]
+    first: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of an image."""
+        raise NotImplementedError
+
+    @property
+    def data_name(self) -> str:
+        """The data set that it was trained on."""
+        raise NotImplementedError
+
+    @property
+    def noise(self) -> Tensor:
+        """The fixed noises, float32 `[64, C, H, W]`."""
+        raise NotImplementedError
+
+    @property
+    def samples(self) -> dict[tuple[str, int], Tensor]:
+        """What is drawn of them already: uint8 `[n, C, H, W]` by (kind, steps), kind "distilled" or "ddim"."""
+        raise NotImplementedError
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """The measured report; without one, {"rows": []}."""
+        raise NotImplementedError
+
+    def checkpoint(self, steps: int | None) -> Checkpoint:
+        """The student of `steps` steps, or the teacher (None); PdlabError for any other."""
+        raise NotImplementedError
+
+    def code(self, steps: int | None) -> tuple[str, str]:
+        """The import and the expression that give the denoiser in Python."""
+        raise NotImplementedError
+
+    def images(self) -> ImageSource | None:
+        """Its training images where they are at hand, else None."""
+        raise NotImplementedError
+
+    @property
+    def counts(self) -> list[int]:
+        """The step counts to compare at, most first: every student's and the teacher's first."""
+        return sorted({self.first, *self.steps}, reverse=True)
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The figures of the report."""
+        return [Row.from_dict(row) for row in self.report["rows"]]
+
+    def described(self) -> str:
+        """Its data set and the size of an image, in words."""
+        return f"{self.data_name}, {' × '.join(str(side) for side in self.shape[1:])} pixels"
+
+
+class ZooLadder(Ladder):
+    """A ladder in the zoo's format, by its name or by the path of its folder."""
+
+    def __init__(self, name: str, key: str) -> None:
+        self.name, self._key = name, key
+        self._manifest = zoo.manifest(key)
+        self.steps = sorted((r["steps"] for r in self._manifest["rungs"] if r["steps"]), reverse=True)
+        self.first = int(self._manifest["first_steps"])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See Ladder."""
+        return tuple(self._manifest["data"]["shape"])
+
+    @property
+    def data_name(self) -> str:
+        """See Ladder."""
+        return str(self._manifest["data"]["name"])
+
+    @cached_property
+    def noise(self) -> Tensor:
+        """See Ladder."""
+        return zoo.noise(self._key)
+
+    @cached_property
+    def samples(self) -> dict[tuple[str, int], Tensor]:
+        """See Ladder."""
+        return zoo.samples(self._key)
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        """See Ladder."""
+        return zoo.report(self._key)
+
+    def checkpoint(self, steps: int | None) -> Checkpoint:
+        """See Ladder."""
+        return zoo.checkpoint(self._key, steps)
+
+    def code(self, steps: int | None) -> tuple[str, str]:
+        """See Ladder."""
+        which = "" if steps is None else f", steps={steps}"
+        return "from pdlab import zoo", f"zoo.load({self._key!r}{which})"
+
+    def images(self) -> ImageSource | None:
+        """See Ladder."""
+        found = zoo.images(self._key)
+        return None if found.name.startswith("samples of ") else found
+
+    def pool(self) -> Tensor:
+        """Many samples of the teacher, uint8 `[n, C, H, W]`."""
+        return zoo.pool(self._key).images
+
+
+class RunLadder(Ladder):
+    """What `pdlab train` and `pdlab distill` (or the quickstart) left in a folder."""
+
+    def __init__(self, name: str, path: Path) -> None:
+        self.name, self._path = name, path
+        self._paths: dict[int | None, Path] = {}
+        for folder in checkpoints_in(path):
+            try:
+                header = json.loads((folder / "model.json").read_text())
+                steps, kind, info = header["steps"], header["network"]["kind"], header["info"]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise PdlabError(f"{folder} cannot be read as a checkpoint: train or distil it again") from error
+            if header.get("bounded"):  # images
+                self._paths[steps] = folder
+                self._info, self._kind = info, kind
+        if None not in self._paths:
+            raise PdlabError(f"{path} holds no teacher of images: start one with pdlab train … --run {path}")
+        self.steps = sorted((steps for steps in self._paths if steps is not None), reverse=True)
+        self.first = int(self._info["preset"]["first_steps"])
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """See Ladder."""
+        return self.checkpoint(None).shape
+
+    @property
+    def data_name(self) -> str:
+        """See Ladder."""
+        return str(self._info["data"]["name"])
+
+    @cached_property
+    def noise(self) -> Tensor:
+        """See Ladder."""
+        return noise(self.shape, NOISES, 0)
+
+    @cached_property
+    def samples(self) -> dict[tuple[str, int], Tensor]:
+        """See Ladder."""
+        try:
+            tensors = safetensors.torch.load_file(self._path / zoo.SAMPLES)
+            parts = ((name.partition("/"), tensor) for name, tensor in tensors.items())
+            return {(kind, int(steps)): tensor for (kind, _, steps), tensor in parts}
+        except (OSError, ValueError, safetensors.SafetensorError):
+            return {}
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        """See Ladder."""
+        try:
+            found: dict[str, Any] = json.loads((self._path / zoo.REPORT).read_text())
+            [Row.from_dict(row) for row in found["rows"]]
+            return found
+        except (OSError, ValueError, KeyError, TypeError, PdlabError):
+            return {"rows": []}
+
+    def checkpoint(self, steps: int | None) -> Checkpoint:
+        """See Ladder."""
+        if steps not in self._paths:
+            raise PdlabError(f"{self.name} has no student of {steps} steps: distil it with pdlab distill")
+        return load(self._paths[steps])
+
+    def code(self, steps: int | None) -> tuple[str, str]:
+        """See Ladder."""
+        return (
+            "from pdlab.training.checkpoint import load",
+            f"load({str(self._paths[steps])!r}).denoiser",
+        )
+
+    def images(self) -> ImageSource | None:
+        """See Ladder."""
+        try:
+            found = data.load(self.data_name)
+        except PdlabError:
+            return None
+        return found if isinstance(found, ImageSource) else None
+
+
+class Recent(Generic[T]):
+    """What was used last, as far as it fits into `bound` bytes; the newest is kept whatever its size."""
+
+    def __init__(self, bound: int) -> None:
+        self.bound = bound
+        self._held: OrderedDict[Any, tuple[T, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Any) -> T | None:
+        """What is held under `key`, which is then the newest."""
+        with self._lock:
+            if key not in self._held:
+                return None
+            self._held.move_to_end(key)
+            return self._held[key][0]
+
+    def put(self, key: Any, value: T, size: int) -> None:
+        """Hold `value` of `size` bytes, letting go of the oldest beyond the bound."""
+        with self._lock:
+            self._held[key] = (value, size)
+            self._held.move_to_end(key)
+            while len(self._held) > 1 and self.size > self.bound:
+                self._held.popitem(last=False)
+
+    @property
+    def size(self) -> int:
+        """Bytes held."""
+        return sum(size for _, size in self._held.values())
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Images uint8 `[n, C, H, W]`; `seconds` they took on this machine, None for precomputed ones."""
+
+    images: Tensor
+    seconds: float | None = None
+
+
+class Shelf:
+    """All ladders that can be shown, their models, and what was drawn live.
+
+    Args:
+        runs: a folder that is a run or a ladder, or that holds such; read beside the zoo.
+        models: bytes of weights that are kept loaded.
+        drawn: bytes of images that are kept.
+    """
+
+    def __init__(self, runs: Path | None = None, models: int = 512 << 20, drawn: int = 64 << 20) -> None:
+        self.runs = runs
+        self._models: Recent[Denoiser] = Recent(models)
+        self.drawn: Recent[Drawn] = Recent(drawn)
+        self.features: Recent[Tensor] = Recent(64 << 20)
+        self.ladders: dict[str, Ladder] = {}
+        self.refused: list[str] = []
+        self._machine: Machine | None = None
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look again for ladders: the zoo's default first. What cannot be read is named in `refused`."""
+        found: dict[str, Ladder] = {}
+        refused: list[str] = []
+        shipped = zoo.names()
+        if shipped:
+            shipped.sort(key=lambda name: name != zoo.default())
+        places: list[tuple[str, Callable[[str], Ladder]]] = [
+            (name, lambda unique, name=name: ZooLadder(unique, name))  # type: ignore[misc]
+            for name in shipped
+        ]
+        places += [_place(path) for path in _folders(self.runs)]
+        for name, make in places:
+            unique = next(
+                n for n in itertools.chain([name], (f"{name}-{k}" for k in itertools.count(2))) if n not in found
+            )
+            try:
+                found[unique] = make(unique)
+            except PdlabError as error:
+                refused.append(str(error))
+            except (KeyError, TypeError, ValueError):
+                refused.append(f"{name} is not a ladder that this version of pdlab reads: build it again")
+        self.ladders, self.refused = found, refused
+
+    def ladder(self, name: object = None) -> Ladder:
+        """The ladder called `name`, or the default one. PdlabError where there is none at all."""
+        if isinstance(name, str) and name in self.ladders:
+            return self.ladders[name]
+        for ladder in self.ladders.values():
+            return ladder
+        raise PdlabError("there is no ladder to show: run the quickstart, which makes one of digits in minutes")
+
+    def model(self, ladder: Ladder, steps: int | None) -> Denoiser:
+        """A model on this machine's device, in float32; loaded once, and let go of beyond the bound."""
+        key = (ladder.name, steps)
+        found = self._models.get(key)
+        if found is None:
+            found = self.machine.place(ladder.checkpoint(steps).denoiser)
+            size = sum(p.numel() * p.element_size() for p in found.parameters())
+            self._models.put(key, found, size)
+        return found
+
+    @property
+    def machine(self) -> Machine:
+        """This machine: a GPU where there is one."""
+        if self._machine is None:
+            self._machine = Machine("auto", "fp32")
+        return self._machine
+
+    @property
+    def loaded(self) -> int:
+        """How many models are loaded."""
+        return len(self._models)
+
+
+def page_of(noises: Tensor, page: int) -> Tensor:
+    """The noises (or what was made of them) of page 0, 1, …"""
+    return noises[page * PAGE : (page + 1) * PAGE]
+
+
+def synchronized(tensor: Tensor) -> Tensor:
+    """`tensor` once the device has computed it, so that a clock tells the truth."""
+    if tensor.device.type == "cuda":
+        torch.cuda.synchronize(tensor.device)
+    return tensor
+
+
+def _folders(runs: Path | None) -> Sequence[Path]:
+    if runs is None:
+        return [QUICKSTART] if _is_run(QUICKSTART) else []
+    if not runs.is_dir():
+        raise PdlabError(f"--runs {runs}: there is no such folder")
+    found = [runs] if _is_run(runs) else [path for path in sorted(runs.iterdir()) if _is_run(path)]
+    if not found:
+        raise PdlabError(f"--runs {runs} holds no run or ladder: name the folder that pdlab train --run wrote to")
+    return found
+
+
+def _is_run(path: Path) -> bool:
+    return (path / zoo.MANIFEST).is_file() or (path / "teacher" / "model.json").is_file()
+
+
+def _place(path: Path) -> tuple[str, Callable[[str], Ladder]]:
+    if (path / zoo.MANIFEST).is_file():
+        return path.name, lambda name: ZooLadder(name, str(path))
+    return path.resolve().name, lambda name: RunLadder(name, path)

@@ -1,0 +1,52 @@
+// The page's own script: the state in the address, the slider over two pictures, and the tour.
+const pdlab = {
+    opened: location.search, // a first tab, shown at once, writes itself into the address before that is read
+    stops: ['guess', 'compare-steps', 'compare-rows', 'curve-plot', 'lineage-noise', 'bench-run', 'lab-teach'],
+    link(names, values) {
+        const address = new URL(location.href);
+        names.forEach((name, k) => {
+            const value = values[k];
+            if (value === null || value === undefined || value === '') address.searchParams.delete(name);
+            else address.searchParams.set(name, Array.isArray(value) ? value.join(',') : String(value));
+        });
+        history.replaceState(null, '', address);
+    },
+    used: () => {
+        try { return JSON.parse(localStorage.getItem('pdlab.tour')) || []; } catch { return []; }
+    },
+    mark(stop) {
+        const used = new Set(pdlab.used());
+        if (stop) used.add(stop);
+        try { localStorage.setItem('pdlab.tour', JSON.stringify([...used])); } catch { /* private window */ }
+        document.querySelectorAll('[data-stop]').forEach(item => {
+            if (used.has(item.dataset.stop)) item.querySelector('.done').textContent = 'done';
+        });
+    },
+    go(tab, target) {
+        const titles = [...document.querySelectorAll('#tabs button[role=tab]')];
+        const wanted = titles.find(title => title.dataset.tabId === tab) || titles.find(title => title.id.startsWith(tab + '-'));
+        if (tab && wanted) wanted.click();
+        setTimeout(() => {
+            const control = document.getElementById(target);
+            if (!control) return;
+            control.scrollIntoView({behavior: 'smooth', block: 'center'});
+            control.classList.add('pointed');
+            setTimeout(() => control.classList.remove('pointed'), 4000);
+        }, 300);
+    },
+};
+document.addEventListener('input', event => {
+    if (event.target.matches('input.border')) {
+        const pair = event.target.parentElement.querySelector('.pair');
+        pair.style.setProperty('--at', event.target.value + '%');
+    }
+});
+['click', 'input'].forEach(kind => document.addEventListener(kind, event => {
+    const go = event.target.closest('[data-go]');
+    if (kind === 'click' && go) return pdlab.go(go.dataset.go, go.dataset.target);
+    const stop = pdlab.stops.find(stop => event.target.closest('#' + stop));
+    // Of the curve only its points count.
+    if (stop && (stop !== 'curve-plot' || event.target.closest('[data-key]'))) pdlab.mark(stop);
+    else if (kind === 'click' && event.target.closest('[role=tab]')) setTimeout(() => pdlab.mark(), 300);
+}, true));
+setInterval(() => { if (document.querySelector('[data-stop]')) pdlab.mark(); }, 2000);

@@ -1,0 +1,78 @@
+"""Sampler bench: one model, one sampler, now."""
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import gradio as gr
+
+from pdlab.app import html
+from pdlab.app.ladders import Ladder
+from pdlab.app.tabs.binding import Context, Tab, bind, code_box, named, owner, status, stop_button, stream
+from pdlab.app.views import bench
+from pdlab.app.views.bench import IMAGES, MOST_SEED, MOST_STEPS, Run
+from pdlab.app.views.compare import PAGES
+from pdlab.diffusion.samplers import SAMPLERS
+
+NAME = "bench"
+
+
+def build(context: Context) -> Tab:
+    """Builds the tab."""
+    model = gr.Radio(label="Model: the teacher, or the student of so many steps", elem_id="bench-model")
+    with gr.Row():
+        sampler = gr.Radio(list(SAMPLERS), label="Sampler")
+        steps = gr.Slider(1, MOST_STEPS, step=1, label="Steps", elem_id="bench-steps")
+        nu = gr.Slider(0, 1, step=0.1, label="ν of the ancestral sampler")
+    with gr.Row():
+        page = gr.Radio([("of the seed", 0), *((f"page {k}", k) for k in range(1, PAGES + 1))], label="Noises")
+        seed = gr.Number(label="Seed", precision=0, minimum=0, maximum=MOST_SEED, min_width=120)
+        images = gr.Radio(list(IMAGES), label="Images")
+    warning = gr.HTML()
+    with gr.Row():
+        run = gr.Button("Sample", variant="primary", elem_id="bench-run", min_width=120, scale=0)
+        stop_button(context, NAME)
+    said = status()
+    pictures = gr.HTML(elem_id="bench-pictures")
+    table = gr.HTML()
+    code = code_box(NAME)
+
+    controls = {
+        "model": model,
+        "sampler": sampler,
+        "steps": steps,
+        "nu": nu,
+        "page": page,
+        "seed": seed,
+        "images": images,
+    }
+
+    def view(ladder: Ladder, given: Mapping[str, Any]) -> list[str]:
+        what = Run.of(ladder, given)
+        return [html.note(bench.warning(what)) if bench.warning(what) else "", bench.code(ladder, what)]
+
+    def restore(ladder: Ladder, given: Mapping[str, Any]) -> list[Any]:
+        what = Run.of(ladder, given)
+        set_model = gr.update(choices=list(bench.models(ladder)), value=what.model)
+        values = [what.sampler, what.steps, what.nu, what.page, what.seed, what.images]
+        return [set_model, *values, *view(ladder, given)]
+
+    tab = Tab(NAME, controls, [warning, code], restore)
+    bind(context, tab, view)
+
+    def own_steps(chosen: str) -> Any:
+        return int(chosen) if chosen.isdecimal() else gr.skip()
+
+    model.input(own_steps, model, steps, api_visibility="private", queue=False, show_progress="hidden")
+
+    async def live(request: gr.Request, model: str, *values: Any) -> AsyncIterator[list[Any]]:
+        ladder = context.shelf.ladder(model)
+        what = Run.of(ladder, named(tab, values))
+        work = stream(context, lambda show: bench.work(context.shelf, ladder, what, show), owner(request, NAME), 3)
+        async for frame in work:
+            yield frame
+
+    inputs = [context.model, *controls.values()]
+    run.click(
+        live, inputs, [said, pictures, table], api_name="bench_live", concurrency_limit=None, show_progress="hidden"
+    )
+    return tab

@@ -1,0 +1,77 @@
+"""Compare: samplers in rows, network calls in columns, every cell from the same noises."""
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import gradio as gr
+
+from pdlab.app.ladders import Ladder
+from pdlab.app.tabs.binding import Context, Tab, bind, code_box, named, owner, status, stop_button, stream
+from pdlab.app.views import compare
+from pdlab.app.views.cells import KINDS
+from pdlab.app.views.compare import PAGES, ZOOMS, Comparison
+
+NAME = "compare"
+_KINDS = [(label, kind) for kind, label in KINDS.items()]
+
+
+def build(context: Context) -> Tab:
+    """Builds the tab."""
+    steps = gr.CheckboxGroup(label="Network calls", elem_id="compare-steps")
+    rows = gr.CheckboxGroup(_KINDS, label="Samplers", elem_id="compare-rows")
+    with gr.Row():
+        page = gr.Radio(list(range(1, PAGES + 1)), label="Page of noises")
+        zoom = gr.Radio([(f"{n}", n) for n in ZOOMS], label="Images in a cell")
+        clip = gr.Checkbox(label="Clip x̂ to [−1, 1] in every step")
+        nu = gr.Slider(0, 1, step=0.1, label="ν of the ancestral sampler")
+    with gr.Row():
+        run = gr.Button("Draw live", variant="primary", elem_id="compare-run", min_width=120, scale=0)
+        stop_button(context, NAME)
+    said = status()
+    grid = gr.HTML()
+    table = gr.HTML()
+    with gr.Accordion("Two samplers under a slider", open=False):
+        with gr.Row():
+            left = gr.Radio(_KINDS, label="Left of the border")
+            right = gr.Radio(_KINDS, label="Right of the border")
+        pair = gr.HTML()
+    code = code_box(NAME)
+
+    controls = {
+        "steps": steps,
+        "rows": rows,
+        "page": page,
+        "zoom": zoom,
+        "clip": clip,
+        "nu": nu,
+        "left": left,
+        "right": right,
+    }
+    views = [grid, table, pair, code]
+
+    def view(ladder: Ladder, given: Mapping[str, Any]) -> tuple[str, ...]:
+        return compare.view(context.shelf, ladder, Comparison.of(ladder, given))
+
+    def restore(ladder: Ladder, given: Mapping[str, Any]) -> list[Any]:
+        what = Comparison.of(ladder, given)
+        set_steps = gr.update(choices=[(str(n), n) for n in ladder.counts], value=list(what.steps))
+        values = [list(what.rows), what.page, what.zoom, what.clip, what.nu, what.left, what.right]
+        return [set_steps, *values, *compare.view(context.shelf, ladder, what)]
+
+    tab = Tab(NAME, controls, views, restore)
+    bind(context, tab, view)
+
+    async def live(request: gr.Request, model: str, *values: Any) -> AsyncIterator[list[Any]]:
+        ladder = context.shelf.ladder(model)
+        what = Comparison.of(ladder, named(tab, values))
+        work = stream(
+            context, lambda show: compare.work(context.shelf, ladder, what, show), owner(request, NAME), 4
+        )
+        async for frame in work:
+            yield frame
+
+    inputs = [context.model, *controls.values()]
+    run.click(
+        live, inputs, [said, *views[:3]], api_name="compare_live", concurrency_limit=None, show_progress="hidden"
+    )
+    return tab

@@ -1,0 +1,174 @@
+"""Sampler bench: one model, one sampler, now, with every step's prediction and its time."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pdlab.app import html, state
+from pdlab.app.compute import Show
+from pdlab.app.ladders import NOISES, PAGE, Ladder, Shelf, synchronized
+from pdlab.app.views.cells import noise_code
+from pdlab.app.views.compare import PAGES
+from pdlab.data import to_uint8
+from pdlab.diffusion.samplers import SAMPLERS, nfe
+from pdlab.metrics.evaluate import noise
+
+IMAGES = (1, 4, 16, 64)
+MOST_STEPS, MOST_SEED = 256, 2**31 - 1
+_STRIP, _FILM = 12, 4  # frames of the film strip, images in each
+TEACHER = "teacher"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is sampled; `steps` is the sampler's, `page` 0 takes the noise of `seed` instead of fixed ones."""
+
+    model: str
+    sampler: str
+    steps: int
+    nu: float
+    page: int
+    seed: int
+    images: int
+
+    @classmethod
+    def of(cls, ladder: Ladder, given: Mapping[str, Any]) -> "Run":
+        """From a link's or the controls' values, whatever they are."""
+        default = str(4 if 4 in ladder.steps else ladder.steps[-1] if ladder.steps else TEACHER)
+        model = state.one(given.get("model"), models(ladder), default)
+        own = int(model) if model != TEACHER else 8
+        return cls(
+            model=model,
+            sampler=state.one(given.get("sampler"), tuple(SAMPLERS), "ddim"),
+            steps=state.whole(given.get("steps"), 1, MOST_STEPS, own),
+            nu=state.number(given.get("nu"), 0.0, 1.0, 0.0),
+            page=state.whole(given.get("page"), 0, PAGES, 1),
+            seed=state.whole(given.get("seed"), 0, MOST_SEED, 0),
+            images=state.one(given.get("images"), IMAGES, 16),
+        )
+
+    @property
+    def student(self) -> int | None:
+        """The student's steps; None is the teacher."""
+        return None if self.model == TEACHER else int(self.model)
+
+
+def models(ladder: Ladder) -> tuple[str, ...]:
+    """The models to choose from: the teacher and every student."""
+    return (TEACHER, *(str(steps) for steps in ladder.steps))
+
+
+def start(ladder: Ladder, run: Run) -> Tensor:
+    """The noise `[n, C, H, W]`: that of the seed, or fixed ones from the page on."""
+    if run.page == 0:
+        return noise(ladder.shape, run.images, run.seed)
+    rolled = torch.cat([ladder.noise, ladder.noise])[(run.page - 1) * PAGE :]
+    return rolled[: min(run.images, NOISES)]
+
+
+def work(shelf: Shelf, ladder: Ladder, run: Run, show: Show) -> None:
+    """Samples; shows (text, pictures, table) after every step."""
+    show(("Loading the model …", "", ""))
+    model = shelf.model(ladder, run.student)
+    z = start(ladder, run).to(model.device)
+    options: dict[str, Any] = {}
+    if run.sampler == "ancestral":
+        options = {"nu": run.nu, "generator": torch.Generator(model.device).manual_seed(run.seed)}
+    film: list[tuple[float, Tensor]] = []
+    started = time.perf_counter()
+    drawing = 0.0  # time spent on showing, which is not sampling's
+    with torch.inference_mode():
+        for k, step in enumerate(SAMPLERS[run.sampler](model, z, run.steps, **options)):
+            synchronized(step.z)
+            seconds = time.perf_counter() - started - drawing
+            paused = time.perf_counter()
+            film.append((step.t, to_uint8(step.prediction.x[:_FILM]).cpu()))
+            last = k + 1 == run.steps
+            state_now = to_uint8(step.z).cpu()
+            show(
+                (
+                    progress(run, k + 1, seconds),
+                    pictures(run, step.t, state_now, film, last),
+                    latency(run, k + 1, seconds),
+                )
+            )
+            drawing += time.perf_counter() - paused
+
+
+def progress(run: Run, done: int, seconds: float) -> str:
+    """One line: how far, how long."""
+    verb = "Done" if done == run.steps else "Step"
+    return f"{verb}: {done} of {run.steps}, {seconds:.2f} s"
+
+
+def pictures(run: Run, t: float, now: Tensor, film: list[tuple[float, Tensor]], last: bool) -> str:
+    """The state after this step, and every step's x̂ so far (of the first images; 12 steps at most)."""
+    what = "The samples" if last else f"z at t = {t:.3f}"
+    side = html.picture(now, f"{what}: {len(now)} images after {len(film)} of {run.steps} steps")
+    every = range(len(film))
+    if len(film) > _STRIP:
+        every = [round(k * (len(film) - 1) / (_STRIP - 1)) for k in range(_STRIP)]  # type: ignore[assignment]
+    frames = "".join(
+        f"<figure>{html.picture(film[k][1], f'x̂ of step {k + 1}', 1)}<figcaption>{k + 1}</figcaption></figure>"
+        for k in every
+    )
+    return (
+        f'<div class="bench"><figure class="now">{side}<figcaption>{what} {html.source(True)}</figcaption></figure>'
+        f'<div><p class="how">x̂, what the model expects, step by step (first {len(film[0][1])} images):</p>'
+        f'<div class="film">{frames}</div></div></div>'
+    )
+
+
+def latency(run: Run, done: int, seconds: float) -> str:
+    """What it took so far, as a table."""
+    calls = nfe(run.sampler, done) if done < run.steps or run.sampler != "heun" else nfe(run.sampler, run.steps)
+    lines = [
+        ("network calls", calls),
+        ("seconds", f"{seconds:.3f}"),
+        ("milliseconds a call", f"{1000 * seconds / calls:.1f}"),
+        ("images a second, when done", f"{run.images * done / run.steps / seconds:.1f}" if seconds else ""),
+    ]
+    return html.table(
+        ("", f"{run.images} image{'' if run.images == 1 else 's'}"), lines, "Latency on this machine, live"
+    )
+
+
+def warning(run: Run) -> str:
+    """What to know of a choice that a student was not made for."""
+    if run.student is None or (run.student == run.steps and run.sampler == "ddim"):
+        return ""
+    own = html.steps_text(run.student)
+    return f"This student was distilled for {own} of DDIM; anything else asks it for what it has not learned."
+
+
+def code(ladder: Ladder, run: Run) -> str:
+    """Python that draws the same images."""
+    line, model = ladder.code(run.student)
+    options = "" if run.sampler == "ddim" else f", {run.sampler!r}"
+    torch_line = ""
+    if run.sampler == "ancestral":
+        options += f", nu={run.nu:g}, generator=torch.Generator().manual_seed({run.seed})"
+        torch_line = "import torch\n\n"
+    if run.page == 0:
+        imported, noises = (
+            "from pdlab.metrics.evaluate import noise",
+            f"noise({ladder.shape}, {run.images}, {run.seed})",
+        )
+    else:
+        first = (run.page - 1) * PAGE
+        expression, imported = noise_code(ladder)
+        noises = f"{expression}[{first}:{first + run.images}]"
+        if first + run.images > NOISES:
+            torch_line = "import torch\n\n"
+            noises = f"torch.cat([{expression}] * 2)[{first}:{first + run.images}]"
+    imports = sorted(
+        {line, imported, "from pdlab.data import to_uint8", "from pdlab.diffusion.samplers import sample"}
+    )
+    return (
+        torch_line + "\n".join(imports) + f"\n\nz = {noises}\n"
+        f"images = to_uint8(sample({model}, z, {run.steps}{options}))\n"
+    )

@@ -1,0 +1,140 @@
+"""Compare: samplers in rows, network calls in columns, every cell from the same noises."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from pdlab.app import html, state
+from pdlab.app.compute import Show
+from pdlab.app.ladders import NOISES, PAGE, Ladder, Shelf
+from pdlab.app.views import cells
+from pdlab.app.views.cells import KINDS, Cell
+from pdlab.app.views.first import columns, missing
+
+PAGES = NOISES // PAGE
+ZOOMS = (16, 4, 1)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared; every value is one that the ladder has."""
+
+    rows: tuple[str, ...]
+    steps: tuple[int, ...]
+    nu: float
+    page: int
+    clip: bool
+    zoom: int
+    left: str
+    right: str
+
+    @classmethod
+    def of(cls, ladder: Ladder, given: Mapping[str, Any]) -> "Comparison":
+        """From a link's or the controls' values, whatever they are."""
+        counts = ladder.counts
+        return cls(
+            rows=state.some(given.get("rows"), tuple(KINDS), ("ddim", "distilled")),
+            steps=state.some(given.get("steps"), counts, columns(ladder) or counts[-1:]),
+            nu=state.number(given.get("nu"), 0.0, 1.0, 0.0),
+            page=state.whole(given.get("page"), 1, PAGES, 1),
+            clip=state.flag(given.get("clip"), True),
+            zoom=state.one(given.get("zoom"), ZOOMS, 16),
+            left=state.one(given.get("left"), tuple(KINDS), "ddim"),
+            right=state.one(given.get("right"), tuple(KINDS), "distilled"),
+        )
+
+    def cell(self, kind: str, calls: int) -> Cell:
+        """The cell in row `kind` and column `calls`."""
+        nu = self.nu if kind == "ancestral" else 0.0
+        return Cell(kind, calls, self.page - 1, self.clip, nu)
+
+    def cells(self, ladder: Ladder) -> list[Cell]:
+        """All cells that the ladder can draw."""
+        every = [self.cell(kind, calls) for kind in self.rows for calls in self.steps]
+        return [cell for cell in every if cell.exists(ladder)]
+
+
+def view(shelf: Shelf, ladder: Ladder, what: Comparison) -> tuple[str, str, str, str]:
+    """The pictures, their table, the pair under a slider, and the Python that draws the last cell."""
+    if not what.rows or not what.steps:
+        return html.note("Choose at least one row and one number of network calls."), "", "", ""
+    return grid(shelf, ladder, what), table(shelf, ladder, what), pair(shelf, ladder, what), code(ladder, what)
+
+
+def grid(shelf: Shelf, ladder: Ladder, what: Comparison) -> str:
+    """The pictures, each with where it comes from."""
+    rows = []
+    for kind in what.rows:
+        line = []
+        for calls in what.steps:
+            cell = what.cell(kind, calls)
+            found = cells.drawn(shelf, ladder, cell) if cell.exists(ladder) else None
+            if found is None:
+                empty = missing() if cell.exists(ladder) else '<div class="missing">no such student</div>'
+                line.append(empty)
+                continue
+            alt = f"{min(what.zoom, 16)} samples, {KINDS[kind]}, {html.steps_text(cell.steps)}, page {what.page}"
+            row = cells.figure(ladder, cell)
+            value = f"{row.value:.3g} " if row else ""
+            badge = html.source(found.seconds is not None)
+            line.append(html.picture(found.images[: what.zoom], alt) + f"<small>{value}{badge}</small>")
+        rows.append((escape(name(kind, what)), line))
+    heads = [f"{calls} call{'' if calls == 1 else 's'}" for calls in what.steps]
+    return html.sheet(heads, rows, "Columns: network calls an image. Every cell starts from the same noises.")
+
+
+def table(shelf: Shelf, ladder: Ladder, what: Comparison) -> str:
+    """What the pictures cost and score."""
+    lines = []
+    for cell in what.cells(ladder):
+        found, row = cells.drawn(shelf, ladder, cell), cells.figure(ladder, cell)
+        spread = f" ± {row.spread:.2g}" if row and row.spread is not None else ""
+        seconds = f"{found.seconds:.2f}" if found and found.seconds is not None else ""
+        origin = "not drawn yet" if found is None else "live" if found.seconds is not None else "precomputed"
+        figure = f"{row.metric} {row.value:.3g}{spread} (n = {row.card.n:,})" if row else "not measured"
+        lines.append((name(cell.kind, what), cell.steps, cell.nfe, figure, seconds, origin))
+    headers = ("sampler", "steps", "network calls", "distance to training images", "seconds for 16, here", "source")
+    return html.table(headers, lines, "The same as numbers; lower distances are better")
+
+
+def pair(shelf: Shelf, ladder: Ladder, what: Comparison) -> str:
+    """Two cells of the fewest network calls on top of one another; a slider moves the border."""
+    calls = what.steps[-1]
+    found = [cells.drawn(shelf, ladder, what.cell(kind, calls)) for kind in (what.left, what.right)]
+    if found[0] is None or found[1] is None:
+        return html.note("One of the two is not drawn yet: add its row above and press Draw live.")
+    left, right = (KINDS[kind] for kind in (what.left, what.right))
+    pictures = [
+        html.picture(one.images[: what.zoom], f"{kind}, {calls} network calls")
+        for one, kind in zip(found, (left, right), strict=True)
+    ]
+    origin = html.source(any(one.seconds is not None for one in found if one))
+    return (
+        f'<div class="pair"><div class="under">{pictures[1]}</div><div class="over">{pictures[0]}</div></div>'
+        f'<input class="border" type="range" min="0" max="100" value="50" aria-label="Border: {escape(left)} '
+        f'and {escape(right)}"><p class="how">Left: {escape(left)}; right: {escape(right)}; '
+        f"{calls} network call{'' if calls == 1 else 's'}. {origin}</p>"
+    )
+
+
+def code(ladder: Ladder, what: Comparison) -> str:
+    """Python for the cell in the last row and column that exists."""
+    drawable = what.cells(ladder)
+    return cells.code(ladder, drawable[-1]) if drawable else ""
+
+
+def work(shelf: Shelf, ladder: Ladder, what: Comparison, show: Show) -> None:
+    """Draw every cell now, cheapest first; shows (text, pictures, table, pair) after each."""
+    todo = sorted(what.cells(ladder), key=lambda cell: cell.nfe)
+    for k, cell in enumerate(todo):
+        if k == 0:
+            show((f"Drawing {len(todo)} cells …", *view(shelf, ladder, what)[:3]))
+        cells.draw(shelf, ladder, cell, show)
+        text = f"{k + 1} of {len(todo)} cells drawn on this machine" + ("." if k + 1 == len(todo) else " …")
+        show((text, *view(shelf, ladder, what)[:3]))
+
+
+def name(kind: str, what: Comparison) -> str:
+    """A row's name, with the ancestral sampler's parameter."""
+    return f"{KINDS[kind]}, ν = {what.nu:g}" if kind == "ancestral" else KINDS[kind]

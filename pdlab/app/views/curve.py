@@ -1,0 +1,202 @@
+"""FID curve: a distance against network calls, with the floor that real images set, and every figure's card."""
+
+import base64
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from pdlab.app import chart, html, state
+from pdlab.app.chart import Curve
+from pdlab.app.ladders import Ladder
+from pdlab.app.views.cells import KINDS, STYLES
+from pdlab.metrics.card import Row
+
+#: FID-50k on CIFAR-10, Salimans & Ho 2022: distilled at 1 to 8 steps from its text, the rest read off its figure.
+PAPER = {
+    "distilled": {
+        1: 9.12,
+        2: 4.51,
+        4: 3.00,
+        8: 2.57,
+        16: 2.46,
+        32: 2.40,
+        64: 2.39,
+        128: 2.38,
+        256: 2.38,
+        512: 2.39,
+    },
+    "ddim": {8: 21.0, 16: 9.68, 32: 6.00, 64: 4.27, 128: 3.29, 256: 2.80, 512: 2.60},
+    "ancestral": {8: 26.0, 16: 9.93, 32: 4.54, 64: 3.05, 128: 2.46, 256: 2.37, 512: 2.36},
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is drawn: a metric at a number of samples, for some kinds; the paper's curve beside it or not."""
+
+    metric: str
+    n: int
+    kinds: tuple[str, ...]
+    paper: bool
+    card: str
+
+    @classmethod
+    def of(cls, ladder: Ladder, given: Mapping[str, Any]) -> "Choice":
+        """From a link's or the controls' values, whatever they are."""
+        found = options(ladder)
+        metric = state.one(given.get("metric"), list(found), next(iter(found), ""))
+        sizes = found.get(metric, [0])
+        every = tuple(kind for kind in KINDS)
+        return cls(
+            metric=metric,
+            n=state.one(given.get("n"), sizes, sizes[-1]),
+            kinds=state.some(given.get("kinds"), every, every),
+            paper=state.flag(given.get("paper"), True),
+            card=given["card"] if isinstance(given.get("card"), str) else "",
+        )
+
+
+def every_row(ladder: Ladder) -> list[Row]:
+    """The report's figures: the main ones, those of the search for ν, and FID where it was measured."""
+    report = ladder.report
+    return [Row.from_dict(row) for part in ("rows", "nu_search", "fid") for row in report.get(part, [])]
+
+
+def options(ladder: Ladder) -> dict[str, list[int]]:
+    """The metrics that were measured, each with its numbers of samples, ascending."""
+    found: dict[str, set[int]] = {}
+    for row in every_row(ladder):
+        found.setdefault(row.metric, set()).add(row.card.n)
+    return {metric: sorted(sizes) for metric, sizes in found.items()}
+
+
+def chosen(ladder: Ladder, choice: Choice) -> dict[str, Row]:
+    """The figures to draw by their key "kind-calls"; of the ancestral sampler the best ν at each step count."""
+    found: dict[str, Row] = {}
+    for row in every_row(ladder):
+        kind = "distilled" if row.model == "distilled" else str(row.card.sampler["name"])
+        if row.metric == choice.metric and row.card.n == choice.n and kind in choice.kinds:
+            key = f"{kind}-{row.card.nfe}"
+            if key not in found or row.value < found[key].value:
+                found[key] = row
+    return found
+
+
+def view(ladder: Ladder, choice: Choice) -> tuple[str, str, str, str]:
+    """The curves, the table (with CSV), the card that was asked for, and the Python that reads the same."""
+    rows = chosen(ladder, choice)
+    if not rows:
+        what = "This ladder has no report: measure it with pdlab evaluate … --out report.json in its folder."
+        text = html.note(
+            what if not options(ladder) else "Nothing was measured for this choice: tick another model."
+        )
+        return text + (paper() if choice.paper else ""), "", "", code(ladder, choice)
+    return (
+        curves(rows, choice) + (paper() if choice.paper else ""),
+        table(rows),
+        card(rows, choice.card),
+        code(ladder, choice),
+    )
+
+
+def curves(rows: Mapping[str, Row], choice: Choice) -> str:
+    """The figures as curves, one for each sampler, and the floor."""
+    series = []
+    for kind, label in KINDS.items():
+        mine = {row.card.nfe: (key, row) for key, row in rows.items() if key.rpartition("-")[0] == kind}
+        if mine:
+            values = {float(nfe): row.value for nfe, (_, row) in mine.items()}
+            keys = {float(nfe): key for nfe, (key, _) in mine.items()}
+            series.append(Curve(label, values, STYLES[kind], keys))
+    one = next(iter(rows.values()))
+    floor = float(one.card.floor["value"]) if one.card.floor else None
+    title = f"{choice.metric} of {choice.n:,} samples against network calls"
+    return f"<h3>{escape(title)} {html.source(False)}</h3>" + chart.curves(
+        series, title, "network calls an image", f"{choice.metric} (lower is better)", floor
+    )
+
+
+def paper() -> str:
+    """The published curve: another metric on other images, so in a panel of its own."""
+    series = [
+        Curve(KINDS[kind], {float(k): v for k, v in values.items()}, STYLES[kind]) for kind, values in PAPER.items()
+    ]
+    counts = sorted({k for values in PAPER.values() for k in values})
+    lines = [(k, *(values.get(k) for values in PAPER.values())) for k in counts]
+    return (
+        "<h3>For comparison: the paper's FID</h3>"
+        '<p class="how">Salimans &amp; Ho 2022, CIFAR-10 at 32 × 32, 50,000 samples, a network of 60 million '
+        "parameters. Another metric and another model: compare the shapes of the curves, not their heights.</p>"
+        + chart.curves(series, "FID in the paper against steps", "steps", "FID (lower is better)")
+        + "<details><summary>The paper's curve as a table</summary>"
+        + html.table(("steps", *(KINDS[kind] for kind in PAPER)), lines, "FID; above 8 steps read off the figure")
+        + "</details>"
+    )
+
+
+def table(rows: Mapping[str, Row]) -> str:
+    """The figures by network calls and sampler; each is a button that opens its card. CSV below."""
+    kinds = [kind for kind in KINDS if any(key.rpartition("-")[0] == kind for key in rows)]
+    calls = sorted({row.card.nfe for row in rows.values()})
+    lines = []
+    for nfe in calls:
+        cells = [rows.get(f"{kind}-{nfe}") for kind in kinds]
+        lines.append((nfe, *(_button(f"{kind}-{nfe}", row) for kind, row in zip(kinds, cells, strict=True))))
+    one = next(iter(rows.values()))
+    floor = f"; real images score {one.card.floor['value']:.3g}" if one.card.floor else ""
+    caption = f"{one.metric}, n = {one.card.n:,}{floor}. Press a figure for its card."
+    data = base64.b64encode(as_csv(rows).encode()).decode()
+    link = f'<p><a class="download" download="curve.csv" href="data:text/csv;base64,{data}">Download as CSV</a></p>'
+    return html.table(("network calls", *(KINDS[kind] for kind in kinds)), lines, caption) + link
+
+
+def as_csv(rows: Mapping[str, Row]) -> str:
+    """The figures as CSV, one a line."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("sampler", "nu", "steps", "network_calls", "metric", "value", "spread", "n", "checkpoint"))
+    for key, row in sorted(rows.items(), key=lambda item: (item[0].rpartition("-")[0], item[1].card.nfe)):
+        c = row.card
+        kind = key.rpartition("-")[0]
+        writer.writerow(
+            (kind, c.sampler.get("nu", ""), c.steps, c.nfe, row.metric, row.value, row.spread, c.n, c.checkpoint)
+        )
+    return out.getvalue()
+
+
+def card(rows: Mapping[str, Row], key: str) -> str:
+    """The card of the figure `key`, or how to open one."""
+    if key not in rows:
+        return html.note("Press a point of the curve, or a figure of the table, to see how it was measured.")
+    return html.card(rows[key])
+
+
+def code(ladder: Ladder, choice: Choice) -> str:
+    """Python that reads the same figures."""
+    line, expression = ladder.code(None)
+    if line == "from pdlab import zoo":
+        read = (
+            f"{line}\nfrom pdlab.metrics.card import Row\n\nreport = {expression.replace('zoo.load', 'zoo.report')}"
+        )
+    else:
+        path = expression.removeprefix("load(").removesuffix(").denoiser")
+        read = (
+            "import json\nfrom pathlib import Path\n\nfrom pdlab.metrics.card import Row\n\n"
+            f"report = json.loads((Path({path}).parent / 'report.json').read_text())"
+        )
+    return (
+        f"{read}\nfor row in map(Row.from_dict, report['rows']):\n"
+        f"    if row.metric == {choice.metric!r} and row.card.n == {choice.n}:\n"
+        "        print(row.model, row.card.sampler['name'], row.card.nfe, row.value)\n"
+    )
+
+
+def _button(key: str, row: Row | None) -> object:
+    if row is None:
+        return None
+    nu = f" (ν = {row.card.sampler['nu']:g})" if "nu" in row.card.sampler else ""
+    spread = f" ± {row.spread:.2g}" if row.spread is not None else ""
+    return html.Markup(f'<button type="button" data-key="{escape(key)}">{row.value:.3g}{spread}{nu}</button>')

@@ -1,0 +1,289 @@
+"""The app as it is served: through Gradio's client, and in a browser."""
+
+import contextlib
+import shutil
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from pdlab import zoo
+from pdlab.app import html
+from pdlab.app.compute import Compute
+from pdlab.app.ladders import Shelf
+from pdlab.app.server import launch
+from pdlab.app.views import bench, quickstart
+
+pytestmark = pytest.mark.slow
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PATIENCE = 60_000  # milliseconds that a browser waits on a busy machine
+
+
+class Served:
+    """A running app, its address, shelf and queue."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self.shelf, self.compute = shelf, Compute()
+        self.app = launch(shelf=shelf, compute=self.compute, block=False)
+        self.address = str(self.app.local_url)
+
+
+@pytest.fixture(scope="module")
+def served(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zoo, "HOME", tmp_path_factory.mktemp("none"))
+        made = Served(Shelf(built / "shipped"))
+        yield made
+        made.app.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed: apt-get install chromium")
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Opens pages; at the end none may have had an error, or asked another host for anything."""
+    pages, wrong = [], []
+
+    def open_page(served: Served, search: str = "", width: int = 1280) -> Page:
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        page.set_default_timeout(PATIENCE)
+        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        allowed = (served.address, "data:", "blob:")
+        page.on("request", lambda request: None if request.url.startswith(allowed) else wrong.append(request.url))
+        page.goto(served.address + search)
+        pages.append(page)
+        return page
+
+    yield open_page
+    for page in pages:
+        page.close()
+    assert wrong == []
+
+
+def shows(page: Page, selector: str, text: str = "") -> None:
+    expect(page.locator(selector).first).to_contain_text(text, timeout=PATIENCE)
+
+
+def settled(page: Page) -> None:
+    """Until what the address says was restored."""
+    expect(page.locator("#compare-steps input").first).to_be_attached(timeout=PATIENCE)
+
+
+def test_nothing_but_its_own_files_is_served(served: Served) -> None:
+    assert served.address.startswith("http://127.0.0.1:")
+    for path in ("/etc/passwd", str(Path("pyproject.toml").resolve()), str(served.shelf.runs / "manifest.json")):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"{served.address}gradio_api/file={path}")
+        assert refused.value.code in (403, 404)
+
+
+def test_a_live_run_by_the_client_is_what_python_draws(served: Served) -> None:
+    client = Client(served.address, verbose=False)
+    said, pictures, table = client.predict("shipped", "4", "ddim", 4, 0, 2, 0, 16, api_name="/bench_live")
+    ladder = served.shelf.ladder()
+    names: dict[str, Any] = {}
+    exec(bench.code(ladder, bench.Run.of(ladder, {"model": "4", "page": 2})), names)
+    assert "Done: 4 of 4" in said
+    assert html.picture(names["images"], "x").split('"')[3] in pictures
+    assert "milliseconds a call" in table
+
+
+@pytest.mark.parametrize(
+    "wrong", [("../../etc",), ("shipped", "../teacher"), ("shipped", "4", "euler"), (None, None)]
+)
+def test_nonsense_is_refused_or_made_safe(served: Served, wrong: tuple[Any, ...]) -> None:
+    client = Client(served.address, verbose=False)
+    right = ("shipped", "4", "ddim", 4, 0, 2, 0, 4)
+    with contextlib.suppress(AppError):
+        said, *_ = client.predict(*wrong, *right[len(wrong) :], api_name="/bench_live")
+        assert "Done: 4 of 4" in said
+    said, *_ = client.predict(*right, api_name="/bench_live")
+    assert "Done: 4 of 4" in said
+
+
+def test_thirty_clients_each_get_their_own(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    ladder = served.shelf.ladder()
+    right, took = [], []
+
+    def one(seed: int) -> None:
+        client = Client(served.address, verbose=False)
+        started = time.monotonic()
+        said, pictures, _ = client.predict("shipped", "4", "ddim", 4, 0, 0, seed, 16, api_name="/bench_live")
+        took.append(time.monotonic() - started)
+        names: dict[str, Any] = {}
+        exec(bench.code(ladder, bench.Run.of(ladder, {"model": "4", "page": 0, "seed": seed})), names)
+        right.append("Done: 4 of 4" in said and html.picture(names["images"], "x").split('"')[3] in pictures)
+
+    clients = [threading.Thread(target=one, args=(seed,)) for seed in range(30)]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join()
+    assert right == [True] * 30
+    assert served.compute.load == 0
+    assert served.shelf.loaded <= 4
+    took.sort()
+    with capsys.disabled():
+        print(f"\n30 clients, 16 images in 4 steps each: p50 {took[14]:.2f} s, p95 {took[28]:.2f} s")
+
+
+def test_the_first_view_and_every_tab(served: Served, visit: Callable[..., Page]) -> None:
+    page = visit(served)
+    expect(page.locator("#first img")).to_have_count(6, timeout=PATIENCE)
+    settled(page)
+    for title, selector, text in (
+        ("FID curve", "#curve-plot", "FD-pixels of 100 samples"),
+        ("Lineage", "table.sheet caption >> nth=-1", ""),
+        ("Sampler bench", "#bench-model", "teacher"),
+        ("Metrics", "#metrics-extractor", "pixels"),
+        ("2-D lab", "#lab-picture", "perfect denoiser"),
+        ("Tour", "ol.tour", "Guess which is which"),
+        ("Compare", "#compare-rows", "distilled"),
+    ):
+        page.get_by_role("tab", name=title).click()
+        shows(page, selector, text)
+    for image in page.locator("img.pixels").all():
+        assert image.get_attribute("alt")
+
+
+def test_a_card_opens_from_the_table(served: Served, visit: Callable[..., Page]) -> None:
+    page = visit(served, "?tab=curve")
+    page.locator("button[data-key='distilled-4']").click()
+    shows(page, "#curve-card", "1,797 images")
+
+
+@pytest.mark.parametrize("tab", ["compare", "curve", "lineage", "bench", "metrics", "lab", "tour"])
+def test_a_narrow_screen_needs_no_sideways_scrolling(served: Served, visit: Callable[..., Page], tab: str) -> None:
+    page = visit(served, f"?tab={tab}", width=400)
+    expect(page.locator("#first img")).to_have_count(6, timeout=PATIENCE)
+    settled(page) if tab == "compare" else page.wait_for_timeout(1000)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+def test_the_state_is_in_the_address(served: Served, visit: Callable[..., Page]) -> None:
+    page = visit(served, "?compare.steps=4,1&compare.rows=distilled&compare.zoom=4")
+    settled(page)
+    ticked = page.locator("#compare-steps input:checked")
+    expect(ticked).to_have_count(2, timeout=PATIENCE)
+    page.locator("#compare-steps").get_by_text("2", exact=True).click()
+    page.wait_for_url("**compare.steps=*2*", timeout=PATIENCE)
+    page.get_by_role("tab", name="Lineage").click()
+    page.wait_for_url("**tab=lineage*", timeout=PATIENCE)
+    again = visit(served, page.url.removeprefix(served.address))
+    expect(again.get_by_role("tab", name="Lineage")).to_have_attribute("aria-selected", "true", timeout=PATIENCE)
+    again.get_by_role("tab", name="Compare").click()
+    expect(again.locator("#compare-steps input:checked")).to_have_count(3, timeout=PATIENCE)
+    expect(again.locator("#compare-rows input:checked")).to_have_count(1)
+
+
+def test_live_cells_and_the_python_that_is_shown(served: Served, visit: Callable[..., Page]) -> None:
+    page = visit(served, "?compare.steps=2&compare.rows=dpm-solver%2B%2B")
+    settled(page)
+    shows(page, ".missing", "not drawn yet")
+    page.locator("#compare-run").click()
+    expect(page.locator("text=1 of 1 cells drawn on this machine.")).to_be_visible(timeout=PATIENCE)
+    drawn = page.locator("img[alt*='DPM-Solver']").first
+    page.locator("#compare-code button").first.click()
+    code = page.locator("#compare-code .cm-content").inner_text()
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert torch.is_tensor(names["images"])
+    assert drawn.get_attribute("src") == html.picture(names["images"], "x").split('"')[3]
+
+
+def test_stopping_ends_the_work_within_a_second(
+    served: Served, visit: Callable[..., Page], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pdlab.app.views import lab
+
+    monkeypatch.setattr(lab, "TEACHING", lab.Optimization(updates=1_000_000, batch=8, lr=1e-3))
+    page = visit(served, "?tab=lab")
+    shows(page, "#lab-picture", "perfect denoiser")
+    page.locator("#lab-teach").click()
+    expect(page.locator("text=/Teacher: update/")).to_be_visible(timeout=PATIENCE)
+    assert served.compute.load == 1
+    started = time.monotonic()
+    served.compute.stop(next(iter({job.owner for job in served.compute._jobs})))
+    while served.compute.load:
+        assert time.monotonic() - started < 1
+        time.sleep(0.01)
+    expect(page.locator("text=Stopped; nothing is being computed.")).to_be_visible(timeout=PATIENCE)
+    page.locator("#lab-teach").click()
+    expect(page.locator("text=/Teacher: update/")).to_be_visible(timeout=PATIENCE)
+    page.locator("#lab-stop").click()
+    expect(page.locator("text=Stopped; nothing is being computed.")).to_be_visible(timeout=PATIENCE)
+    assert served.compute.load == 0
+
+
+def test_a_closed_page_is_not_computed_for(
+    served: Served, visit: Callable[..., Page], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pdlab.app.views import lab
+
+    monkeypatch.setattr(lab, "TEACHING", lab.Optimization(updates=1_000_000, batch=8, lr=1e-3))
+    page = visit(served, "?tab=lab")
+    shows(page, "#lab-picture", "perfect denoiser")
+    page.locator("#lab-teach").click()
+    expect(page.locator("text=/Teacher: update/")).to_be_visible(timeout=PATIENCE)
+    page.close()
+    started = time.monotonic()
+    while served.compute.load:
+        assert time.monotonic() - started < 30
+        time.sleep(0.05)
+
+
+def test_the_tour_notices_what_was_used(served: Served, visit: Callable[..., Page]) -> None:
+    page = visit(served, "?tab=tour")
+    shows(page, "ol.tour", "to do")
+    page.locator("button[data-target='lineage-noise']").click()
+    page.locator("#lineage-noise input[type=number]").fill("7")
+    page.locator("#lineage-noise input[type=number]").press("Enter")
+    page.get_by_role("tab", name="Tour").click()
+    shows(page, "li[data-stop='lineage-noise'] .done", "done")
+
+
+def test_the_guess_is_played(served: Served, visit: Callable[..., Page]) -> None:
+    page = visit(served)
+    expect(page.locator("#first img")).to_have_count(6, timeout=PATIENCE)
+    page.locator("#guess button").first.click()
+    page.locator("#guess-deal").click()
+    shows(page, "#guess", "Which one is distilled?")
+    page.get_by_role("button", name="The left one is distilled").click()
+    shows(page, "#guess", "of 1 so far")
+
+
+def test_without_a_ladder_the_quickstart_is_offered_and_shown(
+    built: Path, visit: Callable[..., Page], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zoo, "HOME", tmp_path / "none")
+    monkeypatch.chdir(tmp_path)
+
+    def made(out: Path, **_: Any) -> None:
+        shutil.copytree(built / "run", out, ignore=shutil.ignore_patterns(".*"))
+
+    monkeypatch.setattr(quickstart, "quickstart", made)
+    served = Served(Shelf())
+    page = visit(served)
+    shows(page, "#first", "There is no ladder to show yet")
+    page.locator("#quickstart-run").click()
+    shows(page, "#first", "ordinary sampler (DDIM)")
+    assert list(served.shelf.ladders) == ["pdlab-quickstart"]
+    served.app.close(verbose=False)
