@@ -142,17 +142,19 @@ def _svg(inside: str, title: str, size: tuple[float, float] = _SIZE) -> str:
     )
 
 
+_CORNERS: dict[int, list[tuple[float, float]]] = {  # square, triangle, diamond, triangle upside down
+    1: [(-1, -1), (1, -1), (1, 1), (-1, 1)],
+    2: [(0, -1.2), (1.1, 0.9), (-1.1, 0.9)],
+    3: [(0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)],
+    4: [(0, 1.2), (1.1, -0.9), (-1.1, -0.9)],
+}
+
+
 def _marker(style: int, x: float, y: float, colour: str, r: float = 5.0) -> str:
     shape = style % 5 if style >= 0 else 0
     if shape == 0:
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}" fill="{colour}"/>'
-    corners = {
-        1: [(-1, -1), (1, -1), (1, 1), (-1, 1)],
-        2: [(0, -1.2), (1.1, 0.9), (-1.1, 0.9)],
-        3: [(0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)],
-        4: [(0, 1.2), (1.1, -0.9), (-1.1, -0.9)],
-    }[shape]
-    points = " ".join(f"{x + r * dx:.1f},{y + r * dy:.1f}" for dx, dy in corners)
+    points = " ".join(f"{x + r * dx:.1f},{y + r * dy:.1f}" for dx, dy in _CORNERS[shape])
     return f'<polygon points="{points}" fill="{colour}"/>'
 
 

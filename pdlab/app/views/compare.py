@@ -101,15 +101,16 @@ def table(shelf: Shelf, ladder: Ladder, what: Comparison) -> str:
 def pair(shelf: Shelf, ladder: Ladder, what: Comparison) -> str:
     """Two cells of the fewest network calls on top of one another; a slider moves the border."""
     calls = what.steps[-1]
-    found = [cells.drawn(shelf, ladder, what.cell(kind, calls)) for kind in (what.left, what.right)]
-    if found[0] is None or found[1] is None:
+    found = {kind: cells.drawn(shelf, ladder, what.cell(kind, calls)) for kind in (what.left, what.right)}
+    there = {kind: one for kind, one in found.items() if one is not None}
+    if len(there) < len(found):
         return html.note("One of the two is not drawn yet: add its row above and press Draw live.")
-    left, right = (KINDS[kind] for kind in (what.left, what.right))
     pictures = [
-        html.picture(one.images[: what.zoom], f"{kind}, {calls} network calls")
-        for one, kind in zip(found, (left, right), strict=True)
+        html.picture(there[kind].images[: what.zoom], f"{KINDS[kind]}, {calls} network calls")
+        for kind in (what.left, what.right)
     ]
-    origin = html.source(any(one.seconds is not None for one in found if one))
+    left, right = (KINDS[kind] for kind in (what.left, what.right))
+    origin = html.source(any(one.seconds is not None for one in there.values()))
     return (
         f'<div class="pair"><div class="under">{pictures[1]}</div><div class="over">{pictures[0]}</div></div>'
         f'<input class="border" type="range" min="0" max="100" value="50" aria-label="Border: {escape(left)} '
