@@ -5,6 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 from html import escape
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from pdlab.teaching.plots import mosaic
 
 
 def png(sheet: Tensor) -> str:
-    """An image uint8 `[H, W, 3]` as a data: address, lossless."""
+    """An image uint8 `[H, W, 3]`, or `[H, W, 4]` with opacity, as a data: address, lossless."""
     buffer = io.BytesIO()
     Image.fromarray(sheet.contiguous().numpy()).save(buffer, format="png")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -22,7 +23,9 @@ def png(sheet: Tensor) -> str:
 def picture(images: Tensor, alt: str, columns: int | None = None) -> str:
     """Images uint8 `[n, C, H, W]` as one grid; browsers enlarge it pixel by pixel. `alt` says what it shows."""
     columns = columns or max(1, round(len(images) ** 0.5))
-    return f'<img class="pixels" src="{png(mosaic(images, columns))}" alt="{escape(alt)}">'
+    opaque = mosaic(torch.zeros_like(images[:, :1]), columns)[..., :1] == 0  # gaps let the page shine through
+    sheet = torch.cat([mosaic(images, columns), 255 * opaque.to(torch.uint8)], -1)
+    return f'<img class="pixels" src="{png(sheet)}" alt="{escape(alt)}">'
 
 
 def source(live: bool) -> str:

@@ -1,5 +1,6 @@
 """Metrics: features of images, distances between their distributions, and the card each figure carries."""
 
+from pdlab.metrics.bias import Bias, sample_size_bias
 from pdlab.metrics.card import Card, Row, comparable, figure_name, versions
 from pdlab.metrics.features import EXTRACTORS, FeatureExtractor, extractor
 from pdlab.metrics.frechet import frechet_distance, frechet_spread
@@ -15,6 +16,7 @@ from pdlab.metrics.statistics import FeatureStatistics
 
 __all__ = [
     "EXTRACTORS",
+    "Bias",
     "Card",
     "FeatureExtractor",
     "FeatureStatistics",
@@ -33,5 +35,6 @@ __all__ = [
     "reference_card",
     "reference_features",
     "reference_statistics",
+    "sample_size_bias",
     "versions",
 ]

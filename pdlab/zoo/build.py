@@ -28,6 +28,7 @@ from pdlab.diffusion.samplers import sample
 from pdlab.distillation.rounds import distill
 from pdlab.distillation.throughput import matrix_rate, throughput
 from pdlab.errors import PdlabError
+from pdlab.metrics.bias import sample_size_bias
 from pdlab.metrics.card import Row, versions
 from pdlab.metrics.evaluate import Yardstick, generate, noise
 from pdlab.metrics.features import FeatureExtractor, extractor, inception_at_hand
@@ -99,9 +100,10 @@ def build(
         with _replaced(out) as folder_out:
             for path in models:
                 shutil.copytree(path, folder_out / path.name)
-            _write_json(folder_out / REPORT, report)
             drawn = draw(models, folder_out, seed)
-            pool = _pool(models[0], report, recipe, folder_out, machine, seed, log)
+            pool, images = _pool(models[0], report, recipe, folder_out, machine, seed, log)
+            report["bias"] = _bias(images, {"pixels", features}, machine)
+            _write_json(folder_out / REPORT, report)
             with (folder_out / "samples.png").open("wb") as file:
                 picture(drawn, report).savefig(file, format="png")
             manifest = {
@@ -182,8 +184,11 @@ def tiled(images: Tensor, columns: int) -> np.ndarray:
 
 def _pool(
     teacher: Path, report: dict[str, Any], recipe: Recipe, out: Path, machine: Machine, seed: int, log: Log
-) -> dict[str, Any]:
-    """Write `recipe.pool` samples of the teacher, by the sampler that measured best, as one lossless mosaic."""
+) -> tuple[dict[str, Any], Tensor]:
+    """Write `recipe.pool` samples of the teacher, by the sampler that measured best, as one lossless mosaic.
+
+    Returns how they were made, and them.
+    """
     how, model = report["teacher_best"], load(teacher)
     options = {key: value for key, value in how["sampler"].items() if key != "name"}
     name, steps = how["sampler"]["name"], how["steps"]
@@ -203,7 +208,18 @@ def _pool(
         images = torch.cat([to_uint8(part.cpu()) for part in parts])
     columns = 2 ** (max(1, recipe.pool).bit_length() // 2)
     Image.fromarray(tiled(images, columns).squeeze()).save(out / POOL, format="png", optimize=True)
-    return {"n": recipe.pool, "sampler": how["sampler"], "steps": steps, "seed": seed + 1}
+    return {"n": recipe.pool, "sampler": how["sampler"], "steps": steps, "seed": seed + 1}, images
+
+
+def _bias(images: Tensor, extractors: set[str], machine: Machine) -> dict[str, Any]:
+    """What the number of samples alone does to the distances of these images, by extractor."""
+    found = {}
+    for name in sorted(extractors):
+        by = extractor(name, device=machine.device)
+        features = torch.cat([by(part.to(machine.device)).cpu() for part in images.split(250)])
+        points = [asdict(point) for point in sample_size_bias(features)]
+        found[name] = {"label": by.label, "points": points}
+    return found
 
 
 def _measure(

@@ -60,7 +60,7 @@ def test_the_first_view_loads_no_model_and_shows_both_rows(shelf: Shelf, ladder:
     found = figures(ladder.report)
     for kind in ("ddim", "distilled"):
         for n in (4, 2, 1):
-            assert f"<small>{found[kind][n].value:.3g}</small>" in text
+            assert f"<small>FD {found[kind][n].value:.3g}</small>" in text
     assert "100 samples" in text
     assert "precomputed" in text
     assert f"score {ladder.report['floors']['frechet']['value']:.3g}" in text
@@ -264,16 +264,24 @@ def test_a_student_out_of_its_element_is_warned_of(ladder: Ladder) -> None:
 def test_the_bias_of_few_samples_falls_with_n(shelf: Shelf, run: Ladder, show: Any) -> None:
     choice = metrics.Choice.of({"n": 256})
     metrics.work(shelf, run, choice, show)
-    text, charts, table = show[-1]
+    text, charts = show[-1]
     Reader(charts)
-    Reader(table)
-    assert "256 samples against 256" in text
-    values = [float(value) for value in re.findall(r"</th><td>([\d.e+-]+)</td>", table)]
+    assert text == "4 sizes measured on this machine."
+    values = [float(value) for value in re.findall(r"</th><td>([\d.e+-]+)</td>", charts)]
     assert len(values) == 4
     assert values == sorted(values, reverse=True)
     before = shelf.features.size
     metrics.work(shelf, run, choice, show)
     assert shelf.features.size == before
+
+
+def test_the_stored_bias_is_what_is_measured_live(shelf: Shelf, ladder: Ladder, run: Ladder, show: Any) -> None:
+    choice = metrics.Choice.of({"n": 128})
+    metrics.work(shelf, ladder, choice, show)
+    live, stored = show[-1][1], metrics.stored(ladder, choice)
+    assert stored == live.replace(html.source(True), html.source(False))
+    assert "precomputed" in stored
+    assert "press Measure" in metrics.stored(run, choice)
 
 
 @pytest.mark.parametrize("kind", ["shipped", "run"])
@@ -283,9 +291,8 @@ def test_the_metrics_python_gives_the_last_point(shelf: Shelf, kind: str, show: 
     metrics.work(shelf, ladder, choice, show)
     run_code(metrics.code(ladder, choice))
     printed = capsys.readouterr().out.split()
-    if kind == "run":  # the tiny ladder's pool is smaller than the least n
-        assert printed[0] == "128"
-        assert f"<td>{float(printed[1]):.4g}</td>" in show[-1][2]
+    assert printed[0] == ("128" if kind == "run" else "32")  # the tiny ladder's pool has 64 samples
+    assert f"<td>{float(printed[1]):.4g}</td>" in show[-1][1]
 
 
 def test_every_metric_has_its_card(ladder: Ladder, run: Ladder) -> None:

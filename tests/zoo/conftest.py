@@ -24,7 +24,7 @@ SETTINGS = override(
         "first_steps": "8",
     },
 )
-RECIPE = Recipe(n=100, ddim=16, others=4, nus=(0.0, 1.0), nu_n=70, pool=32)
+RECIPE = Recipe(n=100, ddim=16, others=4, nus=(0.0, 1.0), nu_n=70, pool=64)
 
 
 @dataclass

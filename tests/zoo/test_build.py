@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from pdlab import data, zoo
 from pdlab.data import to_uint8
 from pdlab.diffusion.samplers import nfe, sample
 from pdlab.errors import PdlabError
+from pdlab.metrics.bias import sample_size_bias
 from pdlab.metrics.card import Row, comparable
 from pdlab.metrics.evaluate import Yardstick, evaluate, noise
 from pdlab.metrics.features import extractor
@@ -107,19 +109,29 @@ def test_samples_are_drawn_again_from_the_shipped_noise(ladder: Ladder) -> None:
 
 def test_the_pool_holds_the_teachers_samples(ladder: Ladder) -> None:
     pool, how = zoo.pool(ladder.name), ladder.manifest["pool"]
-    assert pool.images.shape == (32, 1, 8, 8)
+    assert pool.images.shape == (64, 1, 8, 8)
     assert "teacher" in pool.name
     options = {key: value for key, value in how["sampler"].items() if key != "name"}
     parts = building.generate(
         zoo.load(ladder.name),
         (1, 8, 8),
-        32,
+        64,
         how["steps"],
         how["sampler"]["name"],
         seed=how["seed"],
         options=options,
     )
     assert torch.equal(torch.cat([to_uint8(part) for part in parts]), pool.images)
+
+
+def test_the_bias_of_few_samples_is_that_of_the_pool(ladder: Ladder) -> None:
+    kept = zoo.report(ladder.name)["bias"]
+    assert list(kept) == ["pixels"]
+    assert kept["pixels"]["label"] == "pixels"
+    features = extractor("pixels")(zoo.pool(ladder.name).images)
+    again = [asdict(point) for point in sample_size_bias(features)]
+    assert [point["n"] for point in again] == [32]
+    assert kept["pixels"]["points"] == [pytest.approx(point) for point in again]
 
 
 def test_colour_images_survive_the_mosaic(tmp_path: Path) -> None:
@@ -222,7 +234,7 @@ def test_recipes() -> None:
     settings, how = recipe("cifar10-small")
     assert (settings.name, how.n, how.ddim) == ("cifar10-small", 50_000, 512)
     assert recipe("cifar10")[1] == Recipe()
-    assert adjusted(RECIPE, 80, 64) == Recipe(n=80, ddim=16, others=4, nus=(0.0, 1.0), nu_n=70, pool=32)
+    assert adjusted(RECIPE, 80, 64) == Recipe(n=80, ddim=16, others=4, nus=(0.0, 1.0), nu_n=70, pool=64)
     assert adjusted(RECIPE, 66, 64).nu_n == 66
     with pytest.raises(PdlabError, match="1281 samples or more"):
         adjusted(how, 1280, 1280)

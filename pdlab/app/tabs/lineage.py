@@ -19,7 +19,7 @@ def build(context: Context) -> Tab:
     images = gr.HTML()
     bars = gr.HTML()
     with gr.Row():
-        run = gr.Button("Find the nearest training image", elem_id="lineage-run", min_width=160, scale=0)
+        run = gr.Button("Find the nearest training image", elem_id="lineage-run", min_width=320, scale=0)
         stop_button(context, NAME)
     said = status()
     nearest = gr.HTML()

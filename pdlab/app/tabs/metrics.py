@@ -24,32 +24,30 @@ def build(context: Context) -> Tab:
         stop_button(context, NAME)
     said = status()
     charts = gr.HTML()
-    table = gr.HTML()
     cards = gr.HTML()
     code = code_box(NAME)
 
     controls = {"extractor": extractor, "n": n}
 
     def view(ladder: Ladder, given: Mapping[str, Any]) -> list[str]:
-        return [metrics.cards(ladder), metrics.code(ladder, Choice.of(given))]
+        choice = Choice.of(given)
+        return [metrics.stored(ladder, choice), metrics.cards(ladder), metrics.code(ladder, choice)]
 
     def restore(ladder: Ladder, given: Mapping[str, Any]) -> list[Any]:
         choice = Choice.of(given)
         return [choice.extractor, choice.n, *view(ladder, given)]
 
-    tab = Tab(NAME, controls, [cards, code], restore)
+    tab = Tab(NAME, controls, [charts, cards, code], restore)
     bind(context, tab, view)
 
     async def live(request: gr.Request, model: str, *values: Any) -> AsyncIterator[list[Any]]:
         ladder, choice = context.shelf.ladder(model), Choice.of(named(tab, values))
         work = stream(
-            context, lambda show: metrics.work(context.shelf, ladder, choice, show), owner(request, NAME), 3
+            context, lambda show: metrics.work(context.shelf, ladder, choice, show), owner(request, NAME), 2
         )
         async for frame in work:
             yield frame
 
     inputs = [context.model, *controls.values()]
-    run.click(
-        live, inputs, [said, charts, table], api_name="metrics_live", concurrency_limit=None, show_progress="hidden"
-    )
+    run.click(live, inputs, [said, charts], api_name="metrics_live", concurrency_limit=None, show_progress="hidden")
     return tab

@@ -108,6 +108,11 @@ def figure(ladder: Ladder, cell: Cell) -> Row | None:
     return None
 
 
+def figure_text(row: Row) -> str:
+    """A figure below a picture: "FD 163"; which features is said once beside them."""
+    return f"{row.metric.partition('-')[0]} {row.value:.3g}"
+
+
 def code(ladder: Ladder, cell: Cell) -> str:
     """Python that draws the cell with pdlab's public functions."""
     line, model = ladder.code(cell.student)

@@ -76,7 +76,7 @@ def grid(shelf: Shelf, ladder: Ladder, what: Comparison) -> str:
                 continue
             alt = f"{min(what.zoom, 16)} samples, {KINDS[kind]}, {html.steps_text(cell.steps)}, page {what.page}"
             row = cells.figure(ladder, cell)
-            value = f"{row.value:.3g} " if row else ""
+            value = f"{cells.figure_text(row)} " if row else ""
             badge = html.source(found.seconds is not None)
             line.append(html.picture(found.images[: what.zoom], alt) + f"<small>{value}{badge}</small>")
         rows.append((escape(name(kind, what)), line))
@@ -86,16 +86,18 @@ def grid(shelf: Shelf, ladder: Ladder, what: Comparison) -> str:
 
 def table(shelf: Shelf, ladder: Ladder, what: Comparison) -> str:
     """What the pictures cost and score."""
+    every = [(cell, cells.drawn(shelf, ladder, cell), cells.figure(ladder, cell)) for cell in what.cells(ladder)]
+    measured = {f"{row.metric}, n = {row.card.n:,}" for _, _, row in every if row}
     lines = []
-    for cell in what.cells(ladder):
-        found, row = cells.drawn(shelf, ladder, cell), cells.figure(ladder, cell)
+    for cell, found, row in every:
         spread = f" ± {row.spread:.2g}" if row and row.spread is not None else ""
         seconds = f"{found.seconds:.2f}" if found and found.seconds is not None else ""
         origin = "not drawn yet" if found is None else "live" if found.seconds is not None else "precomputed"
-        figure = f"{row.metric} {row.value:.3g}{spread} (n = {row.card.n:,})" if row else "not measured"
+        figure = f"{row.value:.3g}{spread}" if row else "not measured"
         lines.append((name(cell.kind, what), cell.steps, cell.nfe, figure, seconds, origin))
-    headers = ("sampler", "steps", "network calls", "distance to training images", "seconds for 16, here", "source")
-    return html.table(headers, lines, "The same as numbers; lower distances are better")
+    distance = " or ".join(sorted(measured)) or "distance"
+    headers = ("sampler", "steps", "network calls", distance, "seconds for 16, here", "source")
+    return html.table(headers, lines, "The same as numbers; lower distances (to the training images) are better")
 
 
 def pair(shelf: Shelf, ladder: Ladder, what: Comparison) -> str:

@@ -6,6 +6,7 @@ from html import escape
 
 from pdlab.app import html
 from pdlab.app.ladders import Ladder, Shelf
+from pdlab.app.views import cells
 from pdlab.app.views.cells import KINDS, Cell, drawn, figure
 
 SENTENCE = (
@@ -25,15 +26,15 @@ def view(shelf: Shelf, ladder: Ladder) -> str:
     counts = columns(ladder)
     rows, measured = [], None
     for kind in ROWS:
-        cells = []
+        line = []
         for calls in counts:
             cell = Cell(kind, calls)
             found, row = drawn(shelf, ladder, cell), figure(ladder, cell)
             measured = row or measured
-            caption = f"<small>{row.value:.3g}</small>" if row else ""
+            caption = f"<small>{cells.figure_text(row)}</small>" if row else ""
             alt = f"16 samples, {KINDS[kind]}, {html.steps_text(calls)}"
-            cells.append((html.picture(found.images, alt) if found else missing()) + caption)
-        rows.append((f"{escape(KINDS[kind])}", cells))
+            line.append((html.picture(found.images, alt) if found else missing()) + caption)
+        rows.append((f"{escape(KINDS[kind])}", line))
     how = ""
     if measured:
         card = measured.card
@@ -43,13 +44,14 @@ def view(shelf: Shelf, ladder: Ladder) -> str:
             else ""
         )
         how = (
-            f'<p class="how">Below each cell: {escape(measured.metric)} of {card.n:,} samples against '
+            f'<p class="how">Below each cell: {escape(measured.metric)}, the distance of {card.n:,} samples from '
             f"{card.reference['size']:,} training images; lower is better.{floor}</p>"
         )
     live = any((d := drawn(shelf, ladder, Cell(k, n))) and d.seconds is not None for k in ROWS for n in counts)
     caption = f"{escape(SENTENCE)} {html.source(live)}"
     heads = [html.steps_text(calls) for calls in counts]
-    return html.sheet(heads, rows, caption) + how + f'<p class="how">Trained on {escape(ladder.described())}.</p>'
+    trained = f'<p class="how">Trained on {escape(ladder.described())}.</p>'
+    return f'<div class="opening">{html.sheet(heads, rows, caption)}<div>{how}{trained}</div></div>'
 
 
 def missing() -> str:

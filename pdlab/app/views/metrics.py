@@ -1,6 +1,6 @@
 """Metrics: what the number of samples alone does to a distance, for the Fréchet and the kernel one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -14,14 +14,11 @@ from pdlab.app.compute import Show
 from pdlab.app.ladders import Ladder, Shelf, ZooLadder
 from pdlab.data import to_uint8
 from pdlab.diffusion.samplers import sample
+from pdlab.metrics.bias import SIZES, Bias, sample_size_bias
 from pdlab.metrics.evaluate import noise
 from pdlab.metrics.features import FeatureExtractor, extractor
-from pdlab.metrics.frechet import frechet_distance
-from pdlab.metrics.kernel import kernel_distance
-from pdlab.metrics.statistics import FeatureStatistics
 
 EXTRACTORS = ("pixels", "effnet-lite0")
-SIZES = (32, 64, 128, 256, 512, 1024)
 _BATCH = 32
 
 
@@ -56,50 +53,60 @@ def images(shelf: Shelf, ladder: Ladder, n: int, show: Show) -> Tensor:
     model, parts = shelf.model(ladder, None), []
     for z in noise(ladder.shape, 2 * n, 1).split(_BATCH):
         parts.append(to_uint8(sample(model, z.to(model.device), 8)).cpu())
-        show((f"Drawn {len(parts) * _BATCH} of {2 * n} samples", "", ""))
+        show((f"Drawn {len(parts) * _BATCH} of {2 * n} samples", ""))
     return torch.cat(parts)
 
 
 def work(shelf: Shelf, ladder: Ladder, choice: Choice, show: Show) -> None:
-    """Shows (text, charts, table) as n grows."""
-    show(("Loading the features' network …", "", ""))
+    """Shows (text, charts) as n grows."""
+    show(("Loading the features' network …", ""))
     by = extractor(choice.extractor)
-    features = _features(shelf, ladder, by, choice.n, show)
-    ours, reference = features[0::2], features[1::2]
-    half = len(reference)
-    statistics = FeatureStatistics.of(reference)
-    done: dict[int, tuple[float, float, float]] = {}
-    for n in [size for size in SIZES if size <= min(choice.n, half)]:
-        part = ours[:n]
-        frechet = frechet_distance(FeatureStatistics.of(part), statistics, allow_singular=True)
-        kernel, spread = kernel_distance(part, reference[:n], subsets=20, subset_size=max(2, n // 2))
-        done[n] = (frechet, kernel, spread)
-        show(
-            (
-                f"{len(done)} sizes measured, of {half} samples against {half}",
-                *view(by.label, features.shape[1], done, half),
-            )
+    done: list[Bias] = []
+    for point in sample_size_bias(_features(shelf, ladder, by, choice.n, show)):
+        done.append(point)
+        show((f"{len(done)} sizes measured on this machine …", view(by.label, done, live=True)))
+    if done:
+        show((f"{len(done)} sizes measured on this machine.", view(by.label, done, live=True)))
+    else:
+        show((f"This ladder has too few samples: {SIZES[0]} in each set are the least.", ""))
+
+
+def stored(ladder: Ladder, choice: Choice) -> str:
+    """The same as it was measured when the ladder was built; how to measure it where it was not."""
+    kept = ladder.report.get("bias", {}).get(choice.extractor, {"points": []})
+    points = [point for point in (Bias(**values) for values in kept["points"]) if point.n <= choice.n]
+    if not points:
+        return html.note("Not measured yet for these features: press Measure.")
+    return view(kept["label"], points, live=False)
+
+
+def view(label: str, points: Sequence[Bias], live: bool) -> str:
+    """The two distances against n, each in its own panel, and the table."""
+    frechet = Curve(f"FD-{label}", {float(point.n): point.frechet for point in points}, 1)
+    kernel = Curve(f"KD-{label}", {float(point.n): point.kernel for point in points}, 0)
+    lines = [
+        (
+            point.n,
+            f"{point.frechet:.4g}",
+            "yes" if point.n <= point.dim else "no",
+            f"{point.kernel:.3g} ± {point.spread:.2g}",
         )
-
-
-def view(label: str, dim: int, done: Mapping[int, tuple[float, float, float]], half: int) -> tuple[str, str]:
-    """The two distances (on `dim` features) against n, each in its own panel, and the table."""
-    frechet = Curve(f"FD-{label}", {float(n): value for n, (value, _, _) in done.items()}, 1)
-    kernel = Curve(f"KD-{label}", {float(n): value for n, (_, value, _) in done.items()}, 0)
-    charts = (
-        f'<div class="panels"><div><h3>Fréchet distance {html.source(True)}</h3>'
+        for point in points
+    ]
+    headers = (
+        "n",
+        f"FD-{label}",
+        f"n ≤ {points[0].dim} features (covariance singular)",
+        f"KD-{label} ± between subsets",
+    )
+    return (
+        f'<div class="panels"><div><h3>Fréchet distance {html.source(live)}</h3>'
         + chart.curves([frechet], f"FD-{label} against n", "n, samples", f"FD-{label}", log_y=False)
-        + f"</div><div><h3>Kernel distance {html.source(True)}</h3>"
+        + f"</div><div><h3>Kernel distance {html.source(live)}</h3>"
         + chart.curves([kernel], f"KD-{label} against n", "n, samples", f"KD-{label}", log_y=False)
         + "</div></div>"
+        + html.table(headers, lines, "n samples against n others of the same model: the true distance is 0")
     )
-    lines = [
-        (n, f"{frechet:.4g}", "yes" if n <= dim else "no", f"{kernel:.3g} ± {spread:.2g}")
-        for n, (frechet, kernel, spread) in done.items()
-    ]
-    headers = ("n", f"FD-{label}", f"n ≤ {dim} features (covariance singular)", f"KD-{label} ± between subsets")
-    caption = f"The true distance is 0. Fréchet: n against {half} samples; kernel: n against n"
-    return charts, html.table(headers, lines, caption)
 
 
 def cards(ladder: Ladder) -> str:
@@ -146,7 +153,7 @@ def _features(shelf: Shelf, ladder: Ladder, by: FeatureExtractor, n: int, show: 
         pictures, parts = images(shelf, ladder, n, show), []
         for k, part in enumerate(pictures.split(_BATCH)):
             parts.append(by(part))
-            show((f"Features of {min(len(pictures), (k + 1) * _BATCH)} of {len(pictures)} samples", "", ""))
+            show((f"Features of {min(len(pictures), (k + 1) * _BATCH)} of {len(pictures)} samples", ""))
         held = torch.cat(parts)
         shelf.features.put(key, held, held.numel() * held.element_size())
     return held[: 2 * n]
