@@ -22,7 +22,8 @@ def build(context: Context) -> Tab:
         paper = gr.Checkbox(label="Show the paper's curve")
     kinds = gr.CheckboxGroup([(label, kind) for kind, label in KINDS.items()], label="Samplers")
     with gr.Row():
-        plot = gr.HTML(js_on_load=PRESSED, elem_id="curve-plot", min_width=320)
+        with gr.Column(min_width=320):  # HTML's own min_width does not make a row wrap
+            plot = gr.HTML(js_on_load=PRESSED, elem_id="curve-plot")
         with gr.Column(min_width=320):
             table = gr.HTML(js_on_load=PRESSED)
             card = gr.HTML(elem_id="curve-card")

@@ -39,8 +39,10 @@ def build(context: Context) -> Tab:
         stop_button(context, NAME)
     said = status()
     with gr.Row():
-        picture = gr.HTML(js_on_load=_POINT, elem_id="lab-picture", min_width=320)
-        tables = gr.HTML(min_width=320)
+        with gr.Column(min_width=320):
+            picture = gr.HTML(js_on_load=_POINT, elem_id="lab-picture")
+        with gr.Column(min_width=320):
+            tables = gr.HTML()
     code = code_box(NAME)
 
     controls = {

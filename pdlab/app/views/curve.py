@@ -197,6 +197,6 @@ def code(ladder: Ladder, choice: Choice) -> str:
 def _button(key: str, row: Row | None) -> object:
     if row is None:
         return None
-    nu = f" (ν = {row.card.sampler['nu']:g})" if "nu" in row.card.sampler else ""
+    nu = f"<small>ν = {row.card.sampler['nu']:g}</small>" if "nu" in row.card.sampler else ""
     spread = f" ± {row.spread:.2g}" if row.spread is not None else ""
-    return html.Markup(f'<button type="button" data-key="{escape(key)}">{row.value:.3g}{spread}{nu}</button>')
+    return html.Markup(f'<button type="button" data-key="{escape(key)}">{row.value:.3g}{spread}</button>{nu}')
