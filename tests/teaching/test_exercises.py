@@ -144,7 +144,7 @@ def test_the_solution_passes(name: str, capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out.startswith(f"✓ {name}")
 
 
-@pytest.mark.parametrize(("name", "hint", "answer"), WRONG, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(("name", "hint", "answer"), WRONG, ids=[f"{name}: {hint}" for name, hint, _ in WRONG])
 def test_every_planted_mistake_gets_its_own_hint(name: str, hint: str, answer: Answer) -> None:
     with pytest.raises(NotYet, match=re.escape(hint)) as caught:
         check(name, answer)
