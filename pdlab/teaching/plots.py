@@ -133,12 +133,11 @@ def metric_curve(
     if floor is not None:
         axis.axhline(floor, color=COLOURS["floor"], linestyle="--", linewidth=1, label="real against real (floor)")
     axis.set_xscale("log", base=2)
-    axis.set_yscale("log")
+    _log_heights(axis, [y for values in figures.values() for y in values.values()])
     counts = sorted({count for values in figures.values() for count in values})
     axis.xaxis.set_major_locator(FixedLocator(counts))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(ScalarFormatter())
-    axis.yaxis.set_major_formatter("{x:g}")
     axis.set_xlabel("sampling steps (network evaluations)")
     axis.set_ylabel(f"{metric} (lower is better)")
     axis.grid(which="major", alpha=0.3)
@@ -194,11 +193,7 @@ def curves(
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:g}")
     if ylog:
-        low, high = (f(y for points in lines.values() for y in points.values()) for f in (min, max))
-        axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter(NullFormatter())
+        _log_heights(axis, [y for points in lines.values() for y in points.values()])
     axis.set_xlabel(xlabel)
     axis.set_ylabel(ylabel)
     axis.set_title(title, fontsize=10)
@@ -358,8 +353,12 @@ def clouds(panels: Mapping[str, Tensor], follow: int = 6, title: str = "") -> Fi
                 fontsize=9,
                 weight="bold",
                 ha="center",
+                clip_on=True,
             )
         _plane(axis, name)
+        outside = float((points.abs().amax(1) > max(axis.get_xlim())).double().mean())
+        if outside > 0.1:
+            axis.text(0.5, 0.5, f"{outside:.0%} lie\noutside", transform=axis.transAxes, ha="center", va="center")
         axis.tick_params(labelleft=axis is axes[0])
         axis.set(xlabel="", ylabel="")
     if title:
@@ -455,6 +454,14 @@ def ledger_bars(ledger: Ledger) -> Figure:
     axis.set_xlim(0, 1.12 * left)
     axis.set_xlabel("mean length (root mean square, units of the data)")
     return figure
+
+
+def _log_heights(axis: Axes, heights: Sequence[float]) -> None:
+    """A logarithmic y axis with plain numbers: 1, 2, 5 of each power of ten, or, for a wide range, powers alone."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(heights) < 100 * min(heights) else (1,)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _plane(axis: Axes, title: str, limit: float | None = 2.6) -> None:

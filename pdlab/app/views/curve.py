@@ -13,24 +13,7 @@ from pdlab.app.chart import Curve
 from pdlab.app.ladders import Ladder
 from pdlab.app.views.cells import KINDS, STYLES
 from pdlab.metrics.card import Row
-
-#: FID-50k on CIFAR-10, Salimans & Ho 2022: distilled at 1 to 8 steps from its text, the rest read off its figure.
-PAPER = {
-    "distilled": {
-        1: 9.12,
-        2: 4.51,
-        4: 3.00,
-        8: 2.57,
-        16: 2.46,
-        32: 2.40,
-        64: 2.39,
-        128: 2.38,
-        256: 2.38,
-        512: 2.39,
-    },
-    "ddim": {8: 21.0, 16: 9.68, 32: 6.00, 64: 4.27, 128: 3.29, 256: 2.80, 512: 2.60},
-    "ancestral": {8: 26.0, 16: 9.93, 32: 4.54, 64: 3.05, 128: 2.46, 256: 2.37, 512: 2.36},
-}
+from pdlab.teaching.paper import FID
 
 
 @dataclass(frozen=True)
@@ -122,17 +105,17 @@ def curves(rows: Mapping[str, Row], choice: Choice) -> str:
 def paper() -> str:
     """The published curve: another metric on other images, so in a panel of its own."""
     series = [
-        Curve(KINDS[kind], {float(k): v for k, v in values.items()}, STYLES[kind]) for kind, values in PAPER.items()
+        Curve(KINDS[kind], {float(k): v for k, v in values.items()}, STYLES[kind]) for kind, values in FID.items()
     ]
-    counts = sorted({k for values in PAPER.values() for k in values})
-    lines = [(k, *(values.get(k) for values in PAPER.values())) for k in counts]
+    counts = sorted({k for values in FID.values() for k in values})
+    lines = [(k, *(values.get(k) for values in FID.values())) for k in counts]
     return (
         "<h3>For comparison: the paper's FID</h3>"
         '<p class="how">Salimans &amp; Ho 2022, CIFAR-10 at 32 × 32, 50,000 samples, a network of 60 million '
         "parameters. Another metric and another model: compare the shapes of the curves, not their heights.</p>"
         + chart.curves(series, "FID in the paper against steps", "steps", "FID (lower is better)")
         + "<details><summary>The paper's curve as a table</summary>"
-        + html.table(("steps", *(KINDS[kind] for kind in PAPER)), lines, "FID; above 8 steps read off the figure")
+        + html.table(("steps", *(KINDS[kind] for kind in FID)), lines, "FID; above 8 steps read off the figure")
         + "</details>"
     )
 
