@@ -65,7 +65,7 @@ class _Canvas:
     """A picture, and a line below it for what went wrong."""
 
     def __init__(self) -> None:
-        self.image = ipw.Image(format="png")
+        self.image = ipw.Image(format="png", layout=ipw.Layout(align_self="flex-start", max_width="100%"))
         self.note = ipw.HTML()
 
     def show(self, make: Callable[[], Figure | None]) -> Figure | None:
