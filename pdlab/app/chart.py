@@ -48,7 +48,7 @@ def curves(
         y = place(xs[0], tick)[1]
         parts.append(f'<line class="grid" x1="{_BOX[0]}" x2="{_BOX[2]}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{_BOX[0] - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:.4g}</text>')
-    for x in xs:
+    for x in _apart(xs, to_x):
         at = to_x(math.log2(x))
         parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{_BOX[1]}" y2="{_BOX[3]}"/>')
         parts.append(f'<text x="{at:.1f}" y="{_BOX[3] + 18}" text-anchor="middle">{x:g}</text>')
@@ -168,6 +168,15 @@ class _scale:
 
     def __call__(self, x: float) -> float:
         return self._at + self._slope * (x - self._a)
+
+
+def _apart(xs: list[float], to_x: _scale, gap: float = 26.0) -> list[float]:
+    """Those of `xs` whose labels do not touch: powers of two first, then what still has room."""
+    kept: list[float] = []
+    for x in sorted(xs, key=lambda x: (not math.log2(x).is_integer(), x)):
+        if all(abs(to_x(math.log2(x)) - to_x(math.log2(other))) >= gap for other in kept):
+            kept.append(x)
+    return sorted(kept)
 
 
 def _log_ticks(low: float, high: float) -> tuple[float, float, list[float]]:

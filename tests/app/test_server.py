@@ -78,6 +78,10 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
     assert wrong == []
 
 
+def client_of(served: Served) -> Client:
+    return Client(served.address, verbose=False, httpx_kwargs={"timeout": PATIENCE / 1000})
+
+
 def shows(page: Page, selector: str, text: str = "") -> None:
     expect(page.locator(selector).first).to_contain_text(text, timeout=PATIENCE)
 
@@ -96,7 +100,7 @@ def test_nothing_but_its_own_files_is_served(served: Served) -> None:
 
 
 def test_a_live_run_by_the_client_is_what_python_draws(served: Served) -> None:
-    client = Client(served.address, verbose=False)
+    client = client_of(served)
     said, pictures, table = client.predict("shipped", "4", "ddim", 4, 0, 2, 0, 16, api_name="/bench_live")
     ladder = served.shelf.ladder()
     names: dict[str, Any] = {}
@@ -110,7 +114,7 @@ def test_a_live_run_by_the_client_is_what_python_draws(served: Served) -> None:
     "wrong", [("../../etc",), ("shipped", "../teacher"), ("shipped", "4", "euler"), (None, None)]
 )
 def test_nonsense_is_refused_or_made_safe(served: Served, wrong: tuple[Any, ...]) -> None:
-    client = Client(served.address, verbose=False)
+    client = client_of(served)
     right = ("shipped", "4", "ddim", 4, 0, 2, 0, 4)
     with contextlib.suppress(AppError):
         said, *_ = client.predict(*wrong, *right[len(wrong) :], api_name="/bench_live")
@@ -124,7 +128,7 @@ def test_thirty_clients_each_get_their_own(served: Served, capsys: pytest.Captur
     right, took = [], []
 
     def one(seed: int) -> None:
-        client = Client(served.address, verbose=False)
+        client = client_of(served)
         started = time.monotonic()
         said, pictures, _ = client.predict("shipped", "4", "ddim", 4, 0, 0, seed, 16, api_name="/bench_live")
         took.append(time.monotonic() - started)
