@@ -257,7 +257,7 @@ def sample(
     machine = Machine(device.value, precision.value if precision else model.info["preset"]["precision"])
     options = {"nu": nu} if sampler is SamplerName.ancestral else {}
     write_samples(out, model, n, count, machine, sampler=sampler.value, seed=seed, clip=clip, options=options)
-    typer.echo(f"Wrote {n} samples of {checkpoint} in {count} steps to {out}.")
+    typer.echo(f"Wrote {n} samples of {checkpoint} in {count} step{'s' if count > 1 else ''} to {out}.")
 
 
 @app.command()

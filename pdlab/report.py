@@ -135,7 +135,7 @@ def print_zoo() -> None:
         made, found = zoo.manifest(name), figures(zoo.report(name))
         row = next(iter(found["ddim"].values()))
         shape = "×".join(map(str, made["data"]["shape"]))
-        table = Table("checkpoint", "steps", "teacher's DDIM", "distilled", "images seen", "MiB")
+        table = Table("checkpoint", "steps", "DDIM", "distilled", "images seen", "MiB")
         for rung in made["rungs"]:
             steps = rung["steps"]
             values = [found.get(kind, {}).get(steps) for kind in ("ddim", "distilled")]
@@ -150,8 +150,9 @@ def print_zoo() -> None:
         console.print(table)
         floor = zoo.report(name)["floors"]["frechet"]["value"]
         console.print(
-            f"{name}: {made['data']['name']}, {shape}; {row.metric} of {row.card.n:,} samples, real images "
-            f"{floor:.3g}\nDraw: pdlab sample {name}:4 --out grid.png",
+            f"{name}: {made['data']['name']}, {shape}; {row.metric} of {row.card.n:,} samples of the undistilled "
+            f"teacher (DDIM) and of the distilled student; real images {floor:.3g}\n"
+            f"Draw: pdlab sample {name}:4 --out grid.png",
             highlight=False,
             soft_wrap=True,
         )

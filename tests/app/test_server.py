@@ -264,6 +264,14 @@ def test_the_tour_notices_what_was_used(served: Served, visit: Callable[..., Pag
     shows(page, "li[data-stop='lineage-noise'] .done", "done")
 
 
+def test_a_number_typed_beyond_its_bounds_is_brought_into_them(served: Served, visit: Callable[..., Page]) -> None:
+    page = visit(served, "?tab=lineage")
+    for typed, taken in (("999", "Noise 64 of 64"), ("-5", "Noise 1 of 64")):
+        page.locator("#lineage-noise input[type=number]").fill(typed)
+        page.locator("#lineage-noise input[type=number]").press("Enter")
+        expect(page.locator("table.sheet caption").last).to_contain_text(taken, timeout=PATIENCE)
+
+
 def test_the_guess_is_played(served: Served, visit: Callable[..., Page]) -> None:
     page = visit(served)
     expect(page.locator("#first img")).to_have_count(6, timeout=PATIENCE)

@@ -7,7 +7,7 @@ import gradio as gr
 
 from pdlab.app import html
 from pdlab.app.ladders import Ladder
-from pdlab.app.tabs.binding import Context, Tab, bind, code_box, named, owner, status, stop_button, stream
+from pdlab.app.tabs.binding import Context, Tab, bind, code_box, named, owner, status, stop_button, stream, within
 from pdlab.app.views import bench
 from pdlab.app.views.bench import IMAGES, MOST_SEED, MOST_STEPS, Run
 from pdlab.app.views.compare import PAGES
@@ -21,11 +21,11 @@ def build(context: Context) -> Tab:
     model = gr.Radio(label="Model: the teacher, or the student of so many steps", elem_id="bench-model")
     with gr.Row():
         sampler = gr.Radio(list(SAMPLERS), label="Sampler")
-        steps = gr.Slider(1, MOST_STEPS, step=1, label="Steps", elem_id="bench-steps")
-        nu = gr.Slider(0, 1, step=0.1, label="ν of the ancestral sampler")
+        steps = within(gr.Slider(1, MOST_STEPS, step=1, label="Steps", elem_id="bench-steps"))
+        nu = within(gr.Slider(0, 1, step=0.1, label="ν of the ancestral sampler"))
     with gr.Row():
         page = gr.Radio([("of the seed", 0), *((f"page {k}", k) for k in range(1, PAGES + 1))], label="Noises")
-        seed = gr.Number(label="Seed", precision=0, minimum=0, maximum=MOST_SEED, min_width=120)
+        seed = within(gr.Number(label="Seed", precision=0, minimum=0, maximum=MOST_SEED, min_width=120))
         images = gr.Radio(list(IMAGES), label="Images")
     warning = gr.HTML()
     with gr.Row():

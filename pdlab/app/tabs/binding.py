@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from pdlab.app import html
+from pdlab.app import html, state
 from pdlab.app.compute import Compute, Stopped, Waiting, Work
 from pdlab.app.ladders import Shelf
 from pdlab.errors import PdlabError
@@ -107,6 +107,13 @@ async def stream(context: Context, work: Work, owner: str, n: int) -> AsyncItera
 def owner(request: gr.Request | None, tab: str) -> str:
     """Names a visitor's work in a tab: each has one piece at a time in each."""
     return f"{request.session_hash if request else 'nobody'}/{tab}"
+
+
+def within(control: Any) -> Any:
+    """A slider or number whose value is brought into its bounds; Gradio refuses one that was typed beyond them."""
+    low, high = control.minimum, control.maximum
+    control.preprocess = lambda value: state.number(value, low, high, low)
+    return control
 
 
 def stop_button(context: Context, tab: str) -> gr.Button:

@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from pdlab.app.ladders import Ladder
-from pdlab.app.tabs.binding import Context, Tab, bind, code_box, named, owner, status, stop_button, stream
+from pdlab.app.tabs.binding import Context, Tab, bind, code_box, named, owner, status, stop_button, stream, within
 from pdlab.app.views import compare
 from pdlab.app.views.cells import KINDS
 from pdlab.app.views.compare import PAGES, ZOOMS, Comparison
@@ -23,7 +23,7 @@ def build(context: Context) -> Tab:
         page = gr.Radio(list(range(1, PAGES + 1)), label="Page of noises")
         zoom = gr.Radio([(f"{n}", n) for n in ZOOMS], label="Images in a cell")
         clip = gr.Checkbox(label="Clip x̂ to [−1, 1] in every step")
-        nu = gr.Slider(0, 1, step=0.1, label="ν of the ancestral sampler")
+        nu = within(gr.Slider(0, 1, step=0.1, label="ν of the ancestral sampler"))
     with gr.Row():
         run = gr.Button("Draw live", variant="primary", elem_id="compare-run", min_width=120, scale=0)
         stop_button(context, NAME)

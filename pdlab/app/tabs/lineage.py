@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from pdlab.app.ladders import NOISES, Ladder
-from pdlab.app.tabs.binding import Context, Tab, bind, code_box, named, owner, status, stop_button, stream
+from pdlab.app.tabs.binding import Context, Tab, bind, code_box, named, owner, status, stop_button, stream, within
 from pdlab.app.views import lineage
 from pdlab.app.views.lineage import Choice
 
@@ -15,7 +15,7 @@ NAME = "lineage"
 
 def build(context: Context) -> Tab:
     """Builds the tab."""
-    noise = gr.Slider(1, NOISES, step=1, label="Noise", elem_id="lineage-noise")
+    noise = within(gr.Slider(1, NOISES, step=1, label="Noise", elem_id="lineage-noise"))
     images = gr.HTML()
     bars = gr.HTML()
     with gr.Row():
