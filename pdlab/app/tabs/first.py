@@ -24,9 +24,11 @@ def build(context: Context) -> list[Any]:
     """Builds it; returns what changes with the ladder: the view, the offer to run the quickstart, the game."""
     view = gr.HTML(shown(context.shelf), elem_id="first")
     empty = not context.shelf.ladders
-    with gr.Group(visible=empty) as offer:
+    with gr.Column(visible=empty) as offer:
         with gr.Row():
-            run = gr.Button("Run the quickstart", variant="primary", elem_id="quickstart-run")
+            run = gr.Button(
+                "Run the quickstart", variant="primary", elem_id="quickstart-run", min_width=220, scale=0
+            )
             stop_button(context, "quickstart")
         said = gr.HTML("", elem_id="quickstart-said", elem_classes="status")
     with gr.Accordion("Guess which is which", open=False, elem_id="guess", visible=not empty) as game:
