@@ -13,7 +13,7 @@ from pdlab.teaching.plots import PALETTE
 COLOURS = (*PALETTE[:2], "#009E73", "#CC79A7", "#E69F00")
 _DASHES = ("", "6 3", "8 3 2 3", "2 3", "10 4")
 _SIZE = (640.0, 360.0)
-_BOX = (64.0, 16.0, 624.0, 308.0)  # left, top, right, bottom of the axes
+_BOX = (84.0, 16.0, 624.0, 308.0)  # left, top, right, bottom of the axes
 
 
 @dataclass(frozen=True)
