@@ -7,7 +7,19 @@ import gradio as gr
 
 from pdlab.app import html
 from pdlab.app.ladders import Ladder
-from pdlab.app.tabs.binding import Context, Tab, bind, code_box, named, owner, status, stop_button, stream, within
+from pdlab.app.tabs.binding import (
+    QUICK,
+    Context,
+    Tab,
+    bind,
+    code_box,
+    named,
+    owner,
+    status,
+    stop_button,
+    stream,
+    within,
+)
 from pdlab.app.views import bench
 from pdlab.app.views.bench import IMAGES, MOST_SEED, MOST_STEPS, Run
 from pdlab.app.views.compare import PAGES
@@ -59,10 +71,12 @@ def build(context: Context) -> Tab:
     tab = Tab(NAME, controls, [warning, code], restore)
     bind(context, tab, view)
 
-    def own_steps(chosen: str) -> Any:
-        return int(chosen) if chosen.isdecimal() else gr.skip()
+    def own_steps(chosen: str, now: float) -> float:
+        return (
+            int(chosen) if chosen.isdecimal() else now
+        )  # gr.skip() would make the slider anew, without its bounds
 
-    model.input(own_steps, model, steps, api_visibility="private", queue=False, show_progress="hidden")
+    model.input(own_steps, [model, steps], steps, api_visibility="private", **QUICK)
 
     async def live(request: gr.Request, model: str, *values: Any) -> AsyncIterator[list[Any]]:
         ladder = context.shelf.ladder(model)
