@@ -22,7 +22,6 @@ from pdlab.training.machine import Machine
 from pdlab.training.objective import Objective
 from pdlab.training.presets import Optimization
 from pdlab.training.run import Run
-from pdlab.training.shards import Shards
 
 _REMEDY = "lower lr, lengthen warmup, or use --precision fp32"
 
@@ -79,9 +78,6 @@ def fit(
     state = _State(parameters, optimizer, ema)
     first, before = state.restore(run, stage, log)
     generator = torch.Generator(machine.device)
-    # Dropout draws from the one global stream, whose order threads would make random.
-    count = 1 if settings.dropout else machine.shards(network, settings.batch)
-    generators = [torch.Generator(machine.device) for _ in range(count)]
     started = saved = time.monotonic()
     meter = _Meter(machine.device, settings.batch)
 
@@ -90,12 +86,7 @@ def fit(
         if run is not None:
             run.save_state(stage, k, state.tensors(), {"seconds": before + time.monotonic() - started})
 
-    def part_loss(part: int) -> Tensor:
-        rows = slice(part * settings.batch // count, (part + 1) * settings.batch // count)
-        some = labels[rows] if labels is not None and denoiser.num_classes else None
-        return objective(live, x[rows], some, generators[part]).mean() * (len(x[rows]) * count / len(x))
-
-    with _stop_requested() as stop, Shards(count, list(parameters.values())) as shards:
+    with _stop_requested() as stop:
         for k in range(first, settings.updates):
             stream = seed_for(seed, stage, k)
             generator.manual_seed(stream)
@@ -104,14 +95,9 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = settings.lr * lr_factor(settings, k)
             x, labels = source.draw(settings.batch, generator, settings.flip)
-            if count == 1:
-                loss = objective(live, x, labels if denoiser.num_classes else None, generator).mean()
-                optimizer.zero_grad(set_to_none=True)
-                machine.backward(loss)
-            else:
-                for part, other in enumerate(generators):
-                    other.manual_seed(seed_for(seed, stage, k, part))
-                loss = shards.backward(part_loss)
+            loss = objective(live, x, labels if denoiser.num_classes else None, generator).mean()
+            optimizer.zero_grad(set_to_none=True)
+            machine.backward(loss)
             norm = torch.nn.utils.clip_grad_norm_(parameters.values(), settings.clip, foreach=True)
             optimizer.step()
             if ema is not None:

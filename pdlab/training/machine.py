@@ -97,16 +97,6 @@ class Machine:
         """Gradients of a scalar loss."""
         self._accelerator.backward(loss)
 
-    def shards(self, network: nn.Module, batch: int) -> int:
-        """Into how many threads a training step of `batch` examples of `network` is best divided.
-
-        On a CPU the kernels of a small convolutional network are too short to share among cores, whole
-        sub-batches are not: one a core, of at least 32 examples. 1 elsewhere.
-        """
-        if self.device.type != "cpu" or not any(isinstance(module, nn.Conv2d) for module in network.modules()):
-            return 1
-        return max(1, min(torch.get_num_threads(), batch // 32))
-
     def _compiles(self, network: nn.Module) -> bool:
         if self._compile is not None:
             return self._compile
@@ -126,7 +116,7 @@ class _Autocast(nn.Module):
         self._autocast = (device_type, torch.bfloat16, bf16)
 
     def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        # Every weight is used once a pass: a cache of cast weights saves nothing, and threads would share it.
+        # Every weight is used once a pass: a cache of cast weights saves nothing.
         with torch.autocast(*self._autocast, cache_enabled=False):
             out: Tensor = self.network(z, logsnr, labels)
         return out.float()
