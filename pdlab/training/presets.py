@@ -98,14 +98,14 @@ CIFAR10_SMALL = Preset(
 )
 
 
-# What two cores can train in two hours: CIFAR-10 at half its side, 8×8 patches of 2×2 pixels inside. Where log-SNR
+# Four million images in an hour and a half of two cores: CIFAR-10 at half its side, 8×8 patches of 2×2 pixels inside. Where log-SNR
 # is above 6 the noise is below 6 grey levels of 255.
 CIFAR10_16PX = Preset(
     name="cifar10-16px",
     data="cifar10-16px",
     network=UNetConfig(
         image_size=16,
-        channels=64,
+        channels=48,
         multipliers=(1, 2),
         blocks=1,
         attention=(4,),
@@ -118,7 +118,7 @@ CIFAR10_16PX = Preset(
     output="x",
     weighting="truncated",
     logsnr_max=6.0,
-    teacher=Optimization(updates=8_000, batch=128, lr=1e-3, warmup=200, anneal=True, ema=0.999, flip=True),
+    teacher=Optimization(updates=31_250, batch=128, lr=1e-3, warmup=200, anneal=True, ema=0.999, flip=True),
     distill=Optimization(updates=300, batch=128, lr=5e-4, anneal=True, flip=True),
     first_steps=128,
 )
