@@ -218,7 +218,7 @@ def test_help_and_version_from_the_shell() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not SHARED_CIFAR.exists(), reason="the CIFAR-10 of the workplace is not here")
+@pytest.mark.skipif(not SHARED_CIFAR.exists(), reason="needs CIFAR-10 beside the repository, in ../shared")
 def test_cifar10_from_the_command_line(tmp_path: Path) -> None:
     """20 updates of cifar10-small and one round, on real images; the loss falls."""
     subprocess.run([sys.executable, SHARED_CIFAR / "unpack.py", tmp_path, "--bin"], check=True)

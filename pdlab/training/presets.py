@@ -98,8 +98,8 @@ CIFAR10_SMALL = Preset(
 )
 
 
-# Four million images in an hour and a half of two cores: CIFAR-10 at half its side, 8×8 patches of 2×2 pixels inside. Where log-SNR
-# is above 6 the noise is below 6 grey levels of 255.
+# Four million images in an hour and a half of two cores: CIFAR-10 at half its side, 8×8 patches of 2×2 pixels
+# inside. Where log-SNR is above 6 the noise is below 6 grey levels of 255.
 CIFAR10_16PX = Preset(
     name="cifar10-16px",
     data="cifar10-16px",
