@@ -24,7 +24,7 @@ def atomic_file(path: Path, remedy: str = "choose another place") -> Iterator[IO
             yield file.file
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # a temporary file is private; what takes its name is not
+        open_up(temporary)
         temporary.replace(path)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
@@ -34,7 +34,8 @@ def atomic_file(path: Path, remedy: str = "choose another place") -> Iterator[IO
             temporary.unlink(missing_ok=True)
 
 
-def _umask() -> int:
+def open_up(file: Path) -> None:
+    """Give a file that was made private, as temporary files and safetensors' are, the mode of any new file."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    file.chmod(0o666 & ~mask)

@@ -26,6 +26,7 @@ from pdlab.diffusion.denoiser import Denoiser
 from pdlab.diffusion.prediction import output_channels
 from pdlab.diffusion.schedule import CosineSchedule
 from pdlab.errors import PdlabError
+from pdlab.files import open_up
 from pdlab.networks.mlp import MLP, MLPConfig
 from pdlab.networks.unet import UNet, UNetConfig
 
@@ -116,6 +117,7 @@ def write_folder(path: Path, stem: str, tensors: dict[str, Tensor], header: dict
         temporary.mkdir()
         weights = temporary / f"{stem}.safetensors"
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, weights)
+        open_up(weights)
         digest = file_sha256(weights)
         body = {"format": FORMAT, "pdlab": __version__, "sha256": digest, **header}
         (temporary / f"{stem}.json").write_text(json.dumps(body, indent=2) + "\n")

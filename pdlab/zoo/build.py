@@ -171,7 +171,7 @@ def draw(models: list[Path], out: Path, seed: int) -> dict[tuple[str, int], Tens
     drawn = {("ddim", n): to_uint8(sample(loaded[0].denoiser, z, n)) for n in powers(first)}
     drawn |= {("distilled", m.denoiser.steps or 0): to_uint8(sample(m.denoiser, z)) for m in loaded[1:]}
     tensors = {f"{kind}/{n:04d}": images.contiguous() for (kind, n), images in sorted(drawn.items())}
-    safetensors.torch.save_file(tensors, out / SAMPLES)
+    (out / SAMPLES).write_bytes(safetensors.torch.save(tensors))
     return drawn
 
 

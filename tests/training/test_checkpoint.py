@@ -53,6 +53,14 @@ def test_equal_weights_have_equal_names(tmp_path: Path) -> None:
     assert save(tmp_path / "a", denoiser(), {}) == save(tmp_path / "b", denoiser(), {"other": 1})
 
 
+def test_others_can_read_what_one_saved(tmp_path: Path) -> None:
+    """As they could any new file; safetensors makes its files private."""
+    save(tmp_path / "a", denoiser(), {})
+    (tmp_path / "new").touch()
+    modes = {p.stat().st_mode & 0o777 for p in [tmp_path / "new", *(tmp_path / "a").iterdir()]}
+    assert modes == {(tmp_path / "new").stat().st_mode & 0o777}
+
+
 def test_nothing_is_pickled(tmp_path: Path) -> None:
     save(tmp_path / "a", denoiser(), {})
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["model.json", "model.safetensors"]
