@@ -116,7 +116,6 @@ class _Autocast(nn.Module):
         self._autocast = (device_type, torch.bfloat16, bf16)
 
     def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        # Every weight is used once a pass: a cache of cast weights saves nothing.
-        with torch.autocast(*self._autocast, cache_enabled=False):
+        with torch.autocast(*self._autocast):
             out: Tensor = self.network(z, logsnr, labels)
         return out.float()

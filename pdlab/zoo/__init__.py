@@ -96,7 +96,11 @@ def find(text: str) -> Path:
     What exists as a path is a path; what does not and names no ladder stays one, for the reader's own message.
     """
     path, (name, colon, rung) = Path(text), text.rpartition(":")
-    if path.exists() or not colon:
+    if path.exists():
+        return path
+    if text in names():
+        raise PdlabError(f"{text} is a ladder: name a model of it, {text}:teacher or {text}:STEPS (see pdlab zoo)")
+    if not colon:
         return path
     if rung != "teacher" and not rung.isdecimal():
         raise PdlabError(f"{text}: after the colon comes a number of steps or teacher, e.g. {name}:4")

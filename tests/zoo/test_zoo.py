@@ -26,6 +26,7 @@ def test_ladders_and_rungs_are_found_by_name(ladder: Ladder) -> None:
         ("atlantis:4", "no ladder 'atlantis'"),
         (f"{ladder.name}:3", "no student of 3 steps: there are 4, 2, 1, and the teacher"),
         (f"{ladder.name}:best", "number of steps or teacher"),
+        (zoo.default(), "is a ladder: name a model of it"),
     ):
         with pytest.raises(PdlabError, match=words):
             zoo.find(text)

@@ -72,9 +72,8 @@ def build(context: Context) -> Tab:
     bind(context, tab, view)
 
     def own_steps(chosen: str, now: float) -> float:
-        return (
-            int(chosen) if chosen.isdecimal() else now
-        )  # gr.skip() would make the slider anew, without its bounds
+        # Not gr.skip(): it would make the slider anew, without its bounds.
+        return int(chosen) if chosen.isdecimal() else now
 
     model.input(own_steps, [model, steps], steps, api_visibility="private", **QUICK)
 
