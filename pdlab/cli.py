@@ -201,9 +201,10 @@ def distill(
     teacher = load(find(checkpoint))
     settings = from_dict(teacher.info["preset"])
     given = _changes(set_, {"distill.updates": steps, "distill.batch": batch, "distill.lr": lr})
-    if other := [name for name in given if not name.startswith("distill.")]:
+    if other := [name for name in given if not name.startswith(("distill.", "guide.")) and name != "guidance_max"]:
         raise PdlabError(
-            f"--set {other[0]}: a round keeps its teacher's settings but for distill.*, e.g. distill.lr"
+            f"--set {other[0]}: a round keeps its teacher's settings but for distill.*, guide.* and guidance_max, "
+            "e.g. distill.lr"
         )
     settings = override(settings, given)
     first = first or teacher.denoiser.steps or settings.first_steps
@@ -216,7 +217,7 @@ def distill(
         paths = work(
             teacher,
             source,
-            settings.distill,
+            settings,
             folder,
             machine,
             first=first,

@@ -46,9 +46,7 @@ def quickstart(
     assert isinstance(source, ImageSource)
     with Run(out) as run, log, _one_thread():
         teacher = load(train(settings, source, run, machine, seed=seed, log=log))
-        paths = distill(
-            teacher, source, settings.distill, run, machine, first=settings.first_steps, seed=seed, log=log
-        )
+        paths = distill(teacher, source, settings, run, machine, first=settings.first_steps, seed=seed, log=log)
         students = [load(path) for path in paths]
         yardstick = Yardstick(source, extractor("pixels"), n)
         counts = [settings.first_steps, *(s.denoiser.steps or 0 for s in students)]

@@ -12,11 +12,16 @@ class Denoiser(nn.Module):
     """Called with `(z, t)`, returns a `Prediction` that knows x, eps and v.
 
     Args:
-        network: `network(z [B, …], logsnr [B], labels [B] | None) -> raw [B, …]`, any module.
+        network: any module `network(z [B, …], logsnr [B], labels [B] | None) -> raw [B, …]`; with `guidance_max`
+            it takes the guidance weights `[B]` as a fourth argument.
         output: what raw means: "x", "eps", "v" or "both" (x and eps, twice the channels).
         schedule: gives alpha, sigma and logsnr at t.
         bounded: the data lie in [−1, 1] (images), so samplers clip x by default.
         steps: the number of steps a distilled denoiser was made for; None for an undistilled one.
+        num_classes: classes it is conditioned on; 0 for an unconditional one, which gets no labels.
+        null_class: label `num_classes` says "no class", so that guidance is possible.
+        guidance_max: the network answers as if guided, in one evaluation, for weights in [0, guidance_max]; 0 for
+            a network that is not told a weight.
 
     Raises PdlabError for an eps network on a schedule that reaches alpha = 0, where eps does not determine x.
     """
@@ -29,6 +34,9 @@ class Denoiser(nn.Module):
         *,
         bounded: bool = True,
         steps: int | None = None,
+        num_classes: int = 0,
+        null_class: bool = False,
+        guidance_max: float = 0.0,
     ) -> None:
         super().__init__()
         if output not in OUTPUTS:
@@ -38,6 +46,9 @@ class Denoiser(nn.Module):
         self.schedule = schedule or CosineSchedule()
         self.bounded = bounded
         self.steps = steps
+        self.num_classes = num_classes
+        self.null_class = null_class
+        self.guidance_max = guidance_max
         self.schedule.check_output(output)
 
     @property
@@ -46,20 +57,83 @@ class Denoiser(nn.Module):
         weight = next(self.network.parameters(), None)
         return torch.device("cpu") if weight is None else weight.device
 
-    @property
-    def num_classes(self) -> int:
-        """Classes the network is conditioned on; 0 for an unconditional one, which gets no labels."""
-        return int(getattr(getattr(self.network, "config", None), "num_classes", 0))
+    def around(self, network: nn.Module) -> "Denoiser":
+        """The same denoiser of another network, e.g. of this one compiled."""
+        return Denoiser(
+            network,
+            self.output,
+            self.schedule,
+            bounded=self.bounded,
+            steps=self.steps,
+            num_classes=self.num_classes,
+            null_class=self.null_class,
+            guidance_max=self.guidance_max,
+        )
 
-    def forward(self, z: Tensor, t: Tensor | float, labels: Tensor | None = None) -> Prediction:
+    def forward(
+        self,
+        z: Tensor,
+        t: Tensor | float,
+        labels: Tensor | None = None,
+        guidance: Tensor | float | None = None,
+    ) -> Prediction:
         """Predict from `z` `[B, …]` at times `t` (scalar or `[B]`, in (0, 1]); results in z's dtype.
 
-        The network may hold its weights in a lower precision; alpha, sigma and the conversions are in z's.
+        `guidance` w (a number or `[B]`, default 0) sharpens towards the class, x = (1 + w) x(z, class) −
+        w x(z, no class) (Ho & Salimans 2022): in one call of twice the batch, or by the network itself if that is
+        how it was distilled. Labels may be left out where there is a null class. The network may hold its weights
+        in a lower precision; alpha, sigma and the conversions are in z's.
         """
         t = torch.as_tensor(t, dtype=z.dtype, device=z.device)
-        weight = next(self.network.parameters(), None)
-        dtype = z.dtype if weight is None else weight.dtype
         logsnr = self.schedule.logsnr(t).expand(len(z))
-        raw = self.network(z.to(dtype), logsnr, labels).to(z.dtype)
+        raw = self._raw(z, logsnr, self._labels(z, labels), guidance)
         alpha, sigma = per_example(self.schedule.alpha(t), z), per_example(self.schedule.sigma(t), z)
         return OUTPUTS[self.output](z, alpha, sigma, raw)
+
+    def check_guidance(self, guidance: Tensor | float | None) -> None:
+        """Raise PdlabError for a weight that this denoiser cannot be guided with."""
+        if guidance is None:
+            return
+        least, most = float(torch.as_tensor(guidance).min()), float(torch.as_tensor(guidance).max())
+        if self.guidance_max:
+            if not 0 <= least <= most <= self.guidance_max:
+                wrong = most if most > self.guidance_max else least
+                raise PdlabError(
+                    f"guidance {wrong:g} is outside what this model was distilled for: give one in "
+                    f"[0, {self.guidance_max:g}]"
+                )
+        elif (least or most) and not self.null_class:
+            raise PdlabError(
+                "this model has no null class to be guided away from: leave guidance out, or train one with "
+                "network.null_class and teacher.label_drop"
+            )
+        if not -1e6 < least <= most < 1e6:
+            raise PdlabError(f"guidance must be a finite number, not {least:g}")
+
+    def _labels(self, z: Tensor, labels: Tensor | None) -> Tensor | None:
+        if labels is None and self.null_class:
+            return torch.full((len(z),), self.num_classes, device=z.device)
+        return labels
+
+    def _raw(self, z: Tensor, logsnr: Tensor, labels: Tensor | None, guidance: Tensor | float | None) -> Tensor:
+        weight = next(self.network.parameters(), None)
+        dtype = z.dtype if weight is None else weight.dtype
+        if self.guidance_max:
+            w = torch.as_tensor(0.0 if guidance is None else guidance, dtype=z.dtype, device=z.device)
+            return self.network(z.to(dtype), logsnr, labels, w.expand(len(z))).to(z.dtype)
+        if guidance is None or (isinstance(guidance, float | int) and guidance == 0):
+            return self.network(z.to(dtype), logsnr, labels).to(z.dtype)
+        self._check_null()
+        none = torch.full((len(z),), self.num_classes, device=z.device)
+        assert labels is not None
+        twice = self.network(
+            torch.cat([z, z]).to(dtype), torch.cat([logsnr, logsnr]), torch.cat([labels, none])
+        ).to(z.dtype)
+        # x, eps and v are affine in raw, and 1 + w − w = 1: guiding raw guides them all.
+        conditional, unconditional = twice.chunk(2)
+        w = per_example(torch.as_tensor(guidance, dtype=z.dtype, device=z.device), z)
+        return conditional + w * (conditional - unconditional)
+
+    def _check_null(self) -> None:
+        if not self.null_class:
+            self.check_guidance(1.0)

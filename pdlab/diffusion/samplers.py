@@ -73,6 +73,7 @@ def ddim(
     *,
     clip: bool | None = None,
     labels: Tensor | None = None,
+    guidance: Tensor | float | None = None,
 ) -> Iterator[Step]:
     """DDIM (Song et al. 2021): deterministic, first order; the sampler that distillation compresses.
 
@@ -81,7 +82,7 @@ def ddim(
     """
     z = noise
     for t, s in _pairs(steps):
-        prediction = _predict(denoiser, z, t, clip, labels)
+        prediction = _predict(denoiser, z, t, clip, labels, guidance)
         z = prediction.x if s == 0 else ddim_step(denoiser.schedule, z, _time(z, t), _time(z, s), prediction)
         yield Step(s, z, prediction)
 
@@ -95,6 +96,7 @@ def ancestral(
     generator: torch.Generator | None = None,
     clip: bool | None = None,
     labels: Tensor | None = None,
+    guidance: Tensor | float | None = None,
 ) -> Iterator[Step]:
     """The stochastic sampler (DDPM's, generalised): `nu` 0 takes the lower variance, 1 the upper. NFE = `steps`.
 
@@ -102,7 +104,7 @@ def ancestral(
     """
     z = noise
     for t, s in _pairs(steps):
-        prediction = _predict(denoiser, z, t, clip, labels)
+        prediction = _predict(denoiser, z, t, clip, labels, guidance)
         if s == 0:
             z = prediction.x
         else:
@@ -118,6 +120,7 @@ def heun(
     *,
     clip: bool | None = None,
     labels: Tensor | None = None,
+    guidance: Tensor | float | None = None,
 ) -> Iterator[Step]:
     """Heun's rule on dz/dphi = v: a DDIM step, then v averaged over both ends. Second order.
 
@@ -125,13 +128,13 @@ def heun(
     """
     z = noise
     for t, s in _pairs(steps):
-        prediction = _predict(denoiser, z, t, clip, labels)
+        prediction = _predict(denoiser, z, t, clip, labels, guidance)
         if s == 0:
             z = prediction.x
         else:
             time, next_time = _time(z, t), _time(z, s)
             predicted = ddim_step(denoiser.schedule, z, time, next_time, prediction)
-            v = (prediction.v + _predict(denoiser, predicted, s, clip, labels).v) / 2
+            v = (prediction.v + _predict(denoiser, predicted, s, clip, labels, guidance).v) / 2
             z = z - denoiser.schedule.rotation(time, next_time) * v
         yield Step(s, z, prediction)
 
@@ -143,6 +146,7 @@ def dpm_solver(
     *,
     clip: bool | None = None,
     labels: Tensor | None = None,
+    guidance: Tensor | float | None = None,
 ) -> Iterator[Step]:
     """DPM-Solver++(2M) (Lu et al. 2022): second order from the previous step's x̂. NFE = `steps`.
 
@@ -151,7 +155,7 @@ def dpm_solver(
     """
     z, before, h_before = noise, None, torch.tensor(math.inf)
     for t, s in _pairs(steps):
-        prediction = _predict(denoiser, z, t, clip, labels)
+        prediction = _predict(denoiser, z, t, clip, labels, guidance)
         if s == 0:
             z = prediction.x
         else:
@@ -187,13 +191,15 @@ def sample(
     *,
     clip: bool | None = None,
     labels: Tensor | None = None,
+    guidance: Tensor | float | None = None,
     **options: object,
 ) -> Tensor:
     """Samples `[B, …]` from `noise` `[B, …]`: runs a sampler of `SAMPLERS` to its end.
 
     `steps` defaults to the number a distilled denoiser was made for; another number is allowed and warned of.
-    `options` go to the sampler (`nu`, `generator`). Raises PdlabError for an unknown sampler, or when `steps`
-    is missing for an undistilled denoiser.
+    `labels` `[B]` are the classes to draw and `guidance` (a number or `[B]`) how far beyond them: see `Denoiser`.
+    `options` go to the sampler (`nu`, `generator`). Raises PdlabError for an unknown sampler, when `steps` is
+    missing for an undistilled denoiser, or for a guidance that this one cannot be given.
     """
     if sampler not in SAMPLERS:
         raise PdlabError(f"unknown sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}")
@@ -206,8 +212,9 @@ def sample(
             f"{steps} steps ask it at times it was not trained for",
             stacklevel=2,
         )
+    denoiser.check_guidance(guidance)
     z = noise
-    for step in SAMPLERS[sampler](denoiser, noise, steps, clip=clip, labels=labels, **options):
+    for step in SAMPLERS[sampler](denoiser, noise, steps, clip=clip, labels=labels, guidance=guidance, **options):
         z = step.z
     return z
 
@@ -221,8 +228,15 @@ def _time(z: Tensor, t: float) -> Tensor:
     return torch.tensor(t, dtype=z.dtype, device=z.device)
 
 
-def _predict(denoiser: Denoiser, z: Tensor, t: float, clip: bool | None, labels: Tensor | None) -> Prediction:
-    prediction = denoiser(z, t, labels)
+def _predict(
+    denoiser: Denoiser,
+    z: Tensor,
+    t: float,
+    clip: bool | None,
+    labels: Tensor | None,
+    guidance: Tensor | float | None,
+) -> Prediction:
+    prediction = denoiser(z, t, labels, guidance)
     if not (denoiser.bounded if clip is None else clip):
         return prediction
     time = _time(z, t)

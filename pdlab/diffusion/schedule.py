@@ -84,6 +84,11 @@ class CosineSchedule:
         return (torch.atan(torch.exp(-logsnr / 2)) - self.phi_start) / self.phi_span
 
 
+def diffuse(schedule: CosineSchedule, x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    """z_t = alpha x + sigma eps for data and noise `[B, …]` at times `t`, a scalar or `[B]`."""
+    return per_example(schedule.alpha(t), x) * x + per_example(schedule.sigma(t), x) * eps
+
+
 def time_grid(steps: int) -> list[float]:
     """The sampler's times 1, (N−1)/N, …, 1/N, 0: `steps` + 1 of them (algorithm 2: t = i/N).
 

@@ -3,14 +3,16 @@
 import copy
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pdlab.data.source import Source
 from pdlab.diffusion.denoiser import Denoiser
-from pdlab.diffusion.schedule import per_example
+from pdlab.diffusion.schedule import diffuse
 from pdlab.diffusion.weighting import WEIGHTINGS
+from pdlab.distillation.guided import GUIDED, GuidedObjective, draw_guidance, guided_student
 from pdlab.distillation.target import student_target
 from pdlab.errors import PdlabError
 from pdlab.training.checkpoint import Checkpoint, build_network, load, save
@@ -19,9 +21,9 @@ from pdlab.training.log import Log
 from pdlab.training.loop import Trained, fit, trainable
 from pdlab.training.machine import Machine
 from pdlab.training.objective import stratified_times
-from pdlab.training.presets import Optimization
+from pdlab.training.presets import Optimization, Preset
 from pdlab.training.run import Run
-from pdlab.training.teacher import check_fits, describe
+from pdlab.training.teacher import check_fits, describe, settings_of
 
 
 def ladder(first: int, last: int = 1) -> list[int]:
@@ -50,7 +52,8 @@ def round_settings(settings: Optimization, steps: int) -> Optimization:
 class HalvingObjective:
     """The student's: one DDIM step of a student of `steps` steps against two of the `teacher`'s.
 
-    `steps` is a 0-d integer tensor on the device, so that one compiled function serves every round.
+    `steps` is a 0-d integer tensor on the device, so that one compiled function serves every round. Where both
+    take a guidance weight, one is drawn for each example and given to both.
     """
 
     teacher_forwards = 2
@@ -63,10 +66,10 @@ class HalvingObjective:
         i = torch.ceil(stratified_times(len(x), generator, x.device) * self.steps)
         t = i / self.steps
         eps = torch.randn(x.shape, generator=generator, device=x.device)
-        schedule = denoiser.schedule
-        z = per_example(schedule.alpha(t), x) * x + per_example(schedule.sigma(t), x) * eps
-        target = student_target(self.teacher, z, i, self.steps, labels)
-        return self.weighting.loss(target.prediction, denoiser(z, t, labels))
+        w = draw_guidance(denoiser, len(x), generator, x.device)
+        z = diffuse(denoiser.schedule, x, t, eps)
+        target = student_target(self.teacher, z, i, self.steps, labels, w)
+        return self.weighting.loss(target.prediction, denoiser(z, t, labels, w))
 
 
 class Ladder:
@@ -97,11 +100,14 @@ class Ladder:
         log: Log | None = None,
         save_every: float = 60.0,
     ) -> Trained:
-        """Distil the current teacher into a student of `steps` steps, `self.student`."""
+        """Distil the current teacher into a student of `steps` steps, `self.student`.
+
+        With a moving average in `settings` the student ends as that: it is sampled, kept, and the next teacher.
+        """
         self.student.network.load_state_dict(self.teacher.network.state_dict())
         self.student.steps = steps
         self._steps.fill_(steps)
-        return fit(
+        trained = fit(
             self.student,
             self._objective,
             self.source,
@@ -114,6 +120,8 @@ class Ladder:
             save_every=save_every,
             live=self._live_student,
         )
+        self.student.network.load_state_dict(trained.weights)
+        return trained
 
     def promote(self, student: Denoiser | None = None) -> None:
         """Make the student (or another denoiser of the same network) the teacher of the next round."""
@@ -139,7 +147,7 @@ def rung_name(steps: int) -> str:
 def distill(
     teacher: Checkpoint,
     source: Source,
-    settings: Optimization,
+    preset: Preset,
     run: Run,
     machine: Machine,
     *,
@@ -151,8 +159,10 @@ def distill(
 ) -> list[Path]:
     """All rounds from a teacher read at `first` steps down to a student of `last`; returns their checkpoints.
 
-    Finished rounds are kept and an interrupted one goes on. Every checkpoint names its teacher's sha256.
-    Raises PdlabError for step counts that halving does not connect, other data, or a foreign run folder.
+    The rounds go by `preset.distill`; with `preset.guidance_max` a student that takes a guidance weight comes
+    before them, by `preset.guide`, unless `teacher` is one. Finished rounds are kept and an interrupted one goes
+    on. Every checkpoint names its teacher's sha256. Raises PdlabError for step counts that halving does not
+    connect, other data, or a foreign run folder.
     """
     rungs = ladder(first, last)
     if teacher.denoiser.steps not in (None, first):
@@ -160,20 +170,29 @@ def distill(
             f"{teacher.path} was distilled for {teacher.denoiser.steps} steps: give --from {teacher.denoiser.steps}"
         )
     check_same_data(teacher, source)
-    weighting = teacher.info["preset"]["weighting"]
+    settings, weighting = preset.distill, preset.weighting
     claim = {
         "teacher": teacher.sha256,
         "settings": dataclasses.asdict(settings),
+        "guide": dataclasses.asdict(preset.guide) if preset.guidance_max else None,
+        "guidance_max": preset.guidance_max,
         "first": first,
         "last": last,
         "seed": seed,
         "data": describe(source),
     }
     run.claim("distill", claim)
+    now = settings_of(preset)
+    own = {name: now[name] for name in ("distill", "guide", "guidance_max")}
+    recorded = {**teacher.info["preset"], **own, "first_steps": first}
+    paths = []
+    if preset.guidance_max and not teacher.denoiser.guidance_max:
+        teacher = _guide(teacher, source, preset, run, machine, recorded, seed=seed, log=log, save_every=save_every)
+        paths.append(run.path / GUIDED)
     steps_down = Ladder(teacher.denoiser, weighting, source, machine)
     network = teacher.denoiser.network.config
     flops = forward_flops(network, teacher.denoiser.output)
-    parent, paths = teacher.sha256, []
+    parent = teacher.sha256
     for steps in rungs:
         path = run.path / rung_name(steps)
         if run.checkpoint(path.name) is not None:
@@ -185,13 +204,9 @@ def distill(
             trained = steps_down.halve(steps, optimization, seed=seed, run=run, log=log, save_every=save_every)
             info = {
                 **teacher.info,
-                "preset": {
-                    **teacher.info["preset"],
-                    "distill": dataclasses.asdict(settings),
-                    "first_steps": first,
-                },
+                "preset": recorded,
                 "model": "distilled",
-                "ema": False,
+                "ema": optimization.ema > 0,
                 "seed": seed,
                 "teacher": parent,
                 "optimization": dataclasses.asdict(optimization),
@@ -203,6 +218,54 @@ def distill(
         run.drop_states(path.name)
         paths.append(path)
     return paths
+
+
+def _guide(
+    teacher: Checkpoint,
+    source: Source,
+    preset: Preset,
+    run: Run,
+    machine: Machine,
+    recorded: dict[str, Any],
+    *,
+    seed: int,
+    log: Log | None,
+    save_every: float,
+) -> Checkpoint:
+    """Stage one: the checkpoint RUN/guided, made from `teacher` or found finished."""
+    path = run.path / GUIDED
+    if run.checkpoint(GUIDED) is None:
+        original = machine.place(copy.deepcopy(teacher.denoiser)).eval().requires_grad_(False)
+        student = machine.place(guided_student(teacher.denoiser, preset.guidance_max))
+        trained = fit(
+            student,
+            GuidedObjective(trainable(original, machine), preset.weighting),
+            source.to(machine.device),
+            preset.guide,
+            machine,
+            stage=GUIDED,
+            seed=seed,
+            run=run,
+            log=log,
+            save_every=save_every,
+        )
+        flops = forward_flops(student.network.config, student.output)
+        info = {
+            **teacher.info,
+            "preset": recorded,
+            "model": GUIDED,
+            "ema": preset.guide.ema > 0,
+            "seed": seed,
+            "teacher": teacher.sha256,
+            "optimization": dataclasses.asdict(preset.guide),
+            "device": machine.describe(),
+            "cost": dataclasses.asdict(
+                Cost.of(preset.guide, flops, GuidedObjective.teacher_forwards, trained.seconds)
+            ),
+        }
+        save(path, student, info, trained.weights)
+    run.drop_states(GUIDED)
+    return _load_rung(path, teacher.sha256)
 
 
 def check_same_data(checkpoint: Checkpoint, source: Source) -> None:
@@ -228,4 +291,4 @@ def _load_rung(path: Path, parent: str) -> Checkpoint:
 def _without_dropout(denoiser: Denoiser) -> Denoiser:
     network = build_network(denoiser.network.config, denoiser.output)  # type: ignore[arg-type]
     network.load_state_dict(denoiser.network.state_dict())
-    return Denoiser(network, denoiser.output, denoiser.schedule, bounded=denoiser.bounded)
+    return denoiser.around(network)

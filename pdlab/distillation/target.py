@@ -39,7 +39,12 @@ class Target(NamedTuple):
 
 
 def student_target(
-    teacher: Denoiser, z: Tensor, i: Tensor, steps: int | Tensor, labels: Tensor | None = None
+    teacher: Denoiser,
+    z: Tensor,
+    i: Tensor,
+    steps: int | Tensor,
+    labels: Tensor | None = None,
+    guidance: Tensor | float | None = None,
 ) -> Target:
     """The target of a student of `steps` steps at z_t, t = i/steps.
 
@@ -56,9 +61,9 @@ def student_target(
         # One division each: t' − t'' and t − t' must not inherit the rounding of t.
         t, t_mid, t_end = (i.to(z.dtype) / steps, (i.to(z.dtype) - 0.5) / steps, (i.to(z.dtype) - 1) / steps)
         tb, midb, endb = per_example(t, z), per_example(t_mid, z), per_example(t_end, z)
-        first = teacher(z, t, labels)
+        first = teacher(z, t, labels, guidance)
         z_mid = ddim_step(schedule, z, tb, midb, first)
-        second = teacher(z_mid, t_mid, labels)
+        second = teacher(z_mid, t_mid, labels, guidance)
         # sigma(0) is e^{-10}, not 0, on the bounded schedule; the sampler's last step treats it as 0.
         sigma_end = torch.where(endb == 0, 0.0, schedule.sigma(endb))
         w_first = sigma_end * torch.sin(schedule.rotation(tb, midb))

@@ -36,3 +36,17 @@ def time_embedding(logsnr: Tensor, channels: int) -> Tensor:
     k = torch.arange(half, device=u.device, dtype=u.dtype)
     phase = 1000 * u[:, None] * torch.exp(k * (-math.log(10000) / (half - 1)))
     return torch.cat([phase.sin(), phase.cos()], dim=1)
+
+
+def guidance_embedding(guidance: Tensor, channels: int) -> Tensor:
+    """Embed guidance weights `[B]` as sines and cosines, `[B, channels]`, in float32 (float64 for float64).
+
+    Frequencies rise geometrically from 1/4 to 8 radians a unit of weight: weights of 0 to 10 are told apart from
+    one another, and a weight from one 0.1 larger (Meng et al. 2023 give w to the student as Fourier features).
+    """
+    if guidance.dtype != torch.float64:
+        guidance = guidance.float()
+    half = channels // 2
+    k = torch.arange(half, device=guidance.device, dtype=guidance.dtype)
+    phase = guidance[:, None] * torch.exp(math.log(0.25) + k * (math.log(32) / max(half - 1, 1)))
+    return torch.cat([phase.sin(), phase.cos()], dim=1)

@@ -6,12 +6,16 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from pdlab.networks.embedding import time_embedding
+from pdlab.errors import PdlabError
+from pdlab.networks.embedding import guidance_embedding, time_embedding
 
 
 @dataclass(frozen=True)
 class MLPConfig:
-    """Sizes of an `MLP`: data `shape` without the batch; `out_multiple` 2 for output "both"."""
+    """Sizes of an `MLP`: data `shape` without the batch; `out_multiple` 2 for output "both".
+
+    `num_classes`, `null_class` and `guidance_max` as in `UNetConfig`.
+    """
 
     shape: tuple[int, ...]
     out_multiple: int = 1
@@ -20,10 +24,16 @@ class MLPConfig:
     embedding_channels: int = 128
     dropout: float = 0.0
     num_classes: int = 0
+    null_class: bool = False
+    guidance_max: float = 0.0
+
+    def __post_init__(self) -> None:
+        if (self.null_class or self.guidance_max) and not self.num_classes:
+            raise PdlabError("null_class and guidance_max need num_classes of at least 1")
 
 
 class MLP(nn.Module):
-    """`(z [B, *shape], logsnr [B], labels [B] | None) -> [B, out_multiple · shape[0], …]`.
+    """`(z [B, *shape], logsnr [B], labels [B] | None, guidance [B] | None) -> [B, out_multiple · shape[0], …]`.
 
     Residual blocks of norm, scale and shift by the time (and class) embedding, SiLU and two linear layers; the
     second of each block and the output layer begin at zero, as in the U-Net.
@@ -34,18 +44,29 @@ class MLP(nn.Module):
         self.config = config
         size, width, channels = prod(config.shape), config.width, config.embedding_channels
         self.embed = nn.Sequential(nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, channels))
-        self.classes = nn.Embedding(config.num_classes, channels) if config.num_classes else None
+        classes = config.num_classes + config.null_class
+        self.classes = nn.Embedding(classes, channels) if config.num_classes else None
+        self.guidance = (
+            nn.Sequential(nn.Linear(channels, channels), nn.SiLU(), _zero(nn.Linear(channels, channels)))
+            if config.guidance_max
+            else None
+        )
         self.first = nn.Linear(size, width)
         self.blocks = nn.ModuleList(_Block(width, channels, config.dropout) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(width)
         self.last = _zero(nn.Linear(width, config.out_multiple * size))
 
-    def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None, guidance: Tensor | None = None
+    ) -> Tensor:
         """See the class."""
         embedding = time_embedding(logsnr, self.config.embedding_channels).to(self.first.weight.dtype)
         condition = self.embed(embedding)
         if self.classes is not None:
             condition = condition + self.classes(labels)
+        if self.guidance is not None and guidance is not None:
+            features = guidance_embedding(guidance, self.config.embedding_channels)
+            condition = condition + self.guidance(features.to(self.first.weight.dtype))
         condition = nn.functional.silu(condition)
         h = self.first(z.flatten(1))
         for block in self.blocks:

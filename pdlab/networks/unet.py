@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 import torch
@@ -9,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pdlab.errors import PdlabError
-from pdlab.networks.embedding import time_embedding
+from pdlab.networks.embedding import guidance_embedding, time_embedding
+
+_FROM_ZERO = ("dropout", "num_classes", "null_class", "guidance_max", "averaged")
 
 
 @dataclass(frozen=True)
@@ -22,8 +26,15 @@ class UNetConfig:
     heads or, where `head_dim` is given instead, heads of that size. A norm has 32 groups, or fewer so that each
     has at least `group_size` channels: PyTorch's CPU kernel is many times slower in channels_last below 16.
     With `patch` p > 1 the network works on p×p pixels as channels (space to depth): for small machines; the
-    paper's networks have 1. `num_classes` is 0 for an unconditional network. `PdlabError` for a shape that
-    cannot be built.
+    paper's networks have 1. The first `image_levels` levels all read the image and add to the output, level i in
+    patches of p·2^i: so a network can grow outwards from a smaller one, which stays within it (see `grow`).
+    `averaged` counts how often growing doubled the patch instead. Means of 2^k × 2^k pixels have a log-SNR higher
+    by k·2 log 2: the noise level is told as that of the innermost image. `time_channels` is the size of its
+    embedding (None: `channels`).
+
+    `num_classes` is 0 for an unconditional network. With `null_class` label `num_classes` says "no class";
+    with `guidance_max` > 0 the network also takes a guidance weight in [0, guidance_max]. `PdlabError` for a
+    shape that cannot be built.
     """
 
     image_size: int = 32
@@ -38,17 +49,28 @@ class UNetConfig:
     embedding_channels: int = 1024
     group_size: int = 1
     patch: int = 1
+    image_levels: int = 1
+    averaged: int = 0
+    time_channels: int | None = None
     dropout: float = 0.0
     num_classes: int = 0
+    null_class: bool = False
+    guidance_max: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("multipliers", "attention"):  # JSON gives lists; equal shapes should compare equal
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for field in fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name in ("dropout", "num_classes") else 1
+            least = 0 if field.name in _FROM_ZERO else 1
             if value is not None and min((value,) if not isinstance(value, tuple) else (*value, 1)) < least:
                 raise PdlabError(f"{field.name} must be at least {least}; got {value}")
+        if not math.isfinite(self.guidance_max):
+            raise PdlabError("guidance_max must be finite")
+        if self.null_class and not self.num_classes:
+            raise PdlabError("null_class needs num_classes of at least 1: an unconditional network has no classes")
+        if self.guidance_max and not self.num_classes:
+            raise PdlabError("guidance_max needs num_classes of at least 1: guidance is towards a class")
         if self.dropout >= 1:
             raise PdlabError(f"dropout must be below 1; got {self.dropout}")
         if not self.multipliers or self.image_size % (self.patch * 2 ** (len(self.multipliers) - 1)):
@@ -56,6 +78,10 @@ class UNetConfig:
             raise PdlabError(
                 f"image_size {self.image_size}{patches} does not halve to {len(self.multipliers)} levels: "
                 "give another image_size, or one multiplier for each level"
+            )
+        if self.image_levels > len(self.multipliers):
+            raise PdlabError(
+                f"image_levels {self.image_levels} is more than the {len(self.multipliers)} levels there are"
             )
         unused = sorted(set(self.attention) - set(self.resolutions))
         if unused:
@@ -146,20 +172,50 @@ class AttentionBlock(nn.Module):
         return x + self.out(h).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
+def _rescaled(z: Tensor, logsnr: Tensor, halvings: int) -> Tensor:
+    """z scaled so that means of its 2^halvings × 2^halvings pixels have alpha² + sigma² = 1 again."""
+    if not halvings:
+        return z
+    variance = torch.sigmoid(logsnr) + torch.sigmoid(-logsnr) / 4**halvings
+    return z * variance.rsqrt()[:, None, None, None].to(z.dtype)
+
+
+class InnerImage(nn.Module):
+    """Where an inner level reads the image beside the features of the level around it, and writes its own part."""
+
+    def __init__(self, config: UNetConfig, level: int) -> None:
+        super().__init__()
+        self.patch, self.halvings = config.patch * 2**level, config.averaged + level
+        width = config.widths[level]
+        self.around = nn.Conv2d(config.widths[level - 1], width, 1)
+        self.conv_in = nn.Conv2d(config.in_channels * self.patch**2, width, 3, padding=1)
+        self.norm_out = _norm(width, config.group_size)
+        self.conv_out = nn.Conv2d(width, config.out_channels * self.patch**2, 3, padding=1)
+
+    def enter(self, h: Tensor, z: Tensor, logsnr: Tensor) -> Tensor:
+        """Features `[B, C', H, W]` of the level around, and the image, as this level's `[B, C, H, W]`."""
+        return self.around(h) + self.conv_in(_to_depth(_rescaled(z, logsnr, self.halvings), self.patch))
+
+    def leave(self, h: Tensor) -> Tensor:
+        """This level's part of the output, `[B, out_channels, image_size, image_size]`."""
+        return F.pixel_shuffle(self.conv_out(_swish(self.norm_out(h))), self.patch)
+
+
 class UNet(nn.Module):
     """The network of a diffusion model of images.
 
-    `forward(z, logsnr, labels=None)`: z `[B, in_channels, image_size, image_size]`, logsnr `[B]`
-    (±inf allowed), labels int64 `[B]` in [0, num_classes) if the network is class-conditional; the result is
-    `[B, out_channels, image_size, image_size]` in z's dtype, whatever the dtype of the weights. It is zero
-    before training. Fastest with `network.to(memory_format=torch.channels_last)`. `PdlabError` if
-    labels are missing, or given to an unconditional network, or if z has another shape.
+    `forward(z, logsnr, labels=None, guidance=None)`: z `[B, in_channels, image_size, image_size]`, logsnr `[B]`
+    (±inf allowed), labels int64 `[B]` in [0, num_classes) (or num_classes: none, with `null_class`) if the
+    network is class-conditional, guidance `[B]` if it takes one; the result is `[B, out_channels, image_size,
+    image_size]` in z's dtype, whatever the dtype of the weights. It is zero before training. Fastest with
+    `network.to(memory_format=torch.channels_last)`. `PdlabError` if labels or guidance are missing, or given to
+    a network that takes none, or if z has another shape.
     """
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
-        c, e, widths = config.channels, config.embedding_channels, config.widths
+        e, widths = config.embedding_channels, config.widths
 
         def residual(channels: int, out: int, resample: str = "") -> ResidualBlock:
             return ResidualBlock(channels, out, e, config.group_size, config.dropout, resample)
@@ -169,11 +225,15 @@ class UNet(nn.Module):
                 return []
             return [AttentionBlock(width, config.heads or width // (config.head_dim or width), config.group_size)]
 
+        c = self._time_channels = config.time_channels or config.channels
         self.time = nn.Sequential(nn.Linear(c, e), nn.SiLU(), nn.Linear(e, e))
-        self.label = nn.Embedding(config.num_classes, e) if config.num_classes else None
+        self.label = nn.Embedding(config.num_classes + config.null_class, e) if config.num_classes else None
+        self.guidance = nn.Sequential(nn.Linear(c, e), nn.SiLU(), nn.Linear(e, e)) if config.guidance_max else None
         self.conv_in = nn.Conv2d(config.in_channels * config.patch**2, widths[0], 3, padding=1)
         # Every stage is one residual block with what follows it; every stage of `down` leaves a skip.
         self.down, self.middle, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        inner = [InnerImage(config, level) for level in range(1, config.image_levels)]
+        self.inner = nn.ModuleList(inner)
         width, skips = widths[0], [widths[0]]
         for i, (out, resolution) in enumerate(zip(widths, config.resolutions, strict=True)):
             for _ in range(config.blocks):
@@ -182,6 +242,7 @@ class UNet(nn.Module):
                 skips.append(width)
             if i < len(widths) - 1:
                 self.down.append(nn.ModuleList([residual(width, width, "down")]))
+                width = widths[i + 1] if i + 1 < config.image_levels else width
                 skips.append(width)
         self.middle.extend([residual(width, width), *attention(width), residual(width, width)])
         for i, (out, resolution) in reversed(list(enumerate(zip(widths, config.resolutions, strict=True)))):
@@ -209,9 +270,15 @@ class UNet(nn.Module):
                 nn.init.zeros_(module.conv2.weight)
             elif isinstance(module, AttentionBlock):
                 nn.init.zeros_(module.out.weight)
+            elif isinstance(module, InnerImage):
+                nn.init.zeros_(module.conv_out.weight)
+        if self.guidance is not None:  # until it is trained, the network answers as without guidance
+            nn.init.zeros_(self.guidance[2].weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.conv_out.weight)
 
-    def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None, guidance: Tensor | None = None
+    ) -> Tensor:
         """Give the raw output for noisy images z at log-SNRs logsnr."""
         expected = (self.config.in_channels, self.config.image_size, self.config.image_size)
         if tuple(z.shape[1:]) != expected:
@@ -219,21 +286,40 @@ class UNet(nn.Module):
         if (self.label is None) != (labels is None):
             wanted = "takes no labels" if self.label is None else "is class-conditional: give labels"
             raise PdlabError(f"this network {wanted}")
+        if (self.guidance is None) != (guidance is None):
+            wanted = "takes no guidance" if self.guidance is None else "takes guidance: give a weight an image"
+            raise PdlabError(f"this network {wanted}")
         dtype = self.conv_in.weight.dtype
-        embedding = self.time(time_embedding(logsnr, self.config.channels).to(dtype))
+        innermost = logsnr + 2 * math.log(2) * (self.config.averaged + self.config.image_levels - 1)
+        embedding = self.time(time_embedding(innermost, self._time_channels).to(dtype))
         if self.label is not None:
             embedding = embedding + self.label(labels)
+        if self.guidance is not None and guidance is not None:
+            features = guidance_embedding(guidance, self._time_channels)
+            embedding = embedding + self.guidance(features.to(dtype))
         embedding = F.silu(embedding)
 
-        h = self.conv_in(_to_depth(z.to(dtype), self.config.patch))
-        skips = [h]
+        image = z.to(dtype)
+        h = self.conv_in(_to_depth(_rescaled(image, logsnr, self.config.averaged), self.config.patch))
+        skips, inner = [h], [port for port in self.inner if isinstance(port, InnerImage)]
+        entered = iter(inner)
         for stage in self.down:
-            h = _run(stage, h, embedding)
+            h = _run(stage.children(), h, embedding)
+            if _resamples(stage, "down") and (port := next(entered, None)) is not None:
+                h = port.enter(h, image, logsnr)
             skips.append(h)
-        h = _run(self.middle, h, embedding)
+        h = _run(self.middle.children(), h, embedding)
+        level, out = len(self.config.multipliers) - 1, None
         for stage in self.up:
-            h = _run(stage, torch.cat([h, skips.pop()], dim=1), embedding)
-        return F.pixel_shuffle(self.conv_out(_swish(self.norm_out(h))), self.config.patch).to(z.dtype)
+            blocks, rises = list(stage.children()), _resamples(stage, "up")
+            h = _run(blocks[:-1] if rises else blocks, torch.cat([h, skips.pop()], dim=1), embedding)
+            if rises:
+                if level < self.config.image_levels:
+                    part = inner[level - 1].leave(h)
+                    out = part if out is None else out + part
+                h, level = _run(blocks[-1:], h, embedding), level - 1
+        part = F.pixel_shuffle(self.conv_out(_swish(self.norm_out(h))), self.config.patch)
+        return (part if out is None else out + part).to(z.dtype)
 
 
 def _to_depth(z: Tensor, patch: int) -> Tensor:
@@ -242,7 +328,11 @@ def _to_depth(z: Tensor, patch: int) -> Tensor:
     return F.pixel_unshuffle(z, patch).contiguous(memory_format=torch.channels_last)
 
 
-def _run(stage: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
-    for block in stage.children():
+def _run(blocks: Iterable[nn.Module], h: Tensor, embedding: Tensor) -> Tensor:
+    for block in blocks:
         h = block(h, embedding) if isinstance(block, ResidualBlock) else block(h)
     return h
+
+
+def _resamples(stage: nn.Module, how: str) -> bool:
+    return getattr(list(stage.children())[-1], "resample", "") == how

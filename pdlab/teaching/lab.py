@@ -199,4 +199,6 @@ def _copy(teacher: Denoiser, steps: int, seed: int, keep_weights: bool) -> Denoi
         network = build_network(teacher.network.config, teacher.output)  # type: ignore[arg-type]
     if keep_weights:
         network.load_state_dict(teacher.network.state_dict())
-    return Denoiser(network, teacher.output, teacher.schedule, bounded=teacher.bounded, steps=steps)
+    student = teacher.around(network)
+    student.steps = steps
+    return student

@@ -67,6 +67,12 @@ def build_network(config: UNetConfig | MLPConfig, output: str, dropout: float = 
     return UNet(dataclasses.replace(config, out_channels=channels, dropout=dropout))
 
 
+def conditioning(config: UNetConfig | MLPConfig) -> dict[str, Any]:
+    """What a `Denoiser` must know of the condition that a network of `config` takes."""
+    names = ("num_classes", "null_class", "guidance_max")
+    return {name: getattr(config, name) for name in names}
+
+
 def save(path: Path, denoiser: Denoiser, info: dict[str, Any], weights: dict[str, Tensor] | None = None) -> str:
     """Write `denoiser` (with `weights` instead of its own, e.g. the EMA) as a new folder `path`.
 
@@ -170,13 +176,21 @@ def _load(path: Path) -> Checkpoint:
         settings = dict(header["network"])
         network_type, config_type = _NETWORKS[settings.pop("kind")]
         settings = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
-        network = network_type(config_type(**settings))
+        config = config_type(**settings)
+        network = network_type(config)
         network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
         schedule = CosineSchedule(
             _infinite(header["schedule"]["logsnr_min"], -math.inf),
             _infinite(header["schedule"]["logsnr_max"], math.inf),
         )
-        denoiser = Denoiser(network, header["output"], schedule, bounded=header["bounded"], steps=header["steps"])
+        denoiser = Denoiser(
+            network,
+            header["output"],
+            schedule,
+            bounded=header["bounded"],
+            steps=header["steps"],
+            **conditioning(config),
+        )
         return Checkpoint(denoiser.eval(), header["info"], header["sha256"], path)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise PdlabError(f"{path}/model.json does not describe these weights: {_reason(error)}") from None

@@ -20,8 +20,9 @@ def forward_flops(config: UNetConfig | MLPConfig, output: str) -> int:
         network = build_network(config, output)
         z, logsnr = torch.zeros(1, *data_shape(config)), torch.zeros(1)
         labels = torch.zeros(1, dtype=torch.int64) if config.num_classes else None
+        guidance = torch.zeros(1) if config.guidance_max else None
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(z, logsnr, labels)
+        network(z, logsnr, labels, guidance)
     return counter.get_total_flops()
 
 

@@ -125,8 +125,7 @@ def fit(
 
 def trainable(denoiser: Denoiser, machine: Machine) -> Denoiser:
     """`denoiser` with its network under the machine's autocast (and compiled where it pays); shares weights."""
-    wrapped = machine.for_training(denoiser.network)
-    return Denoiser(wrapped, denoiser.output, denoiser.schedule, bounded=denoiser.bounded, steps=denoiser.steps)
+    return denoiser.around(machine.for_training(denoiser.network))
 
 
 def lr_factor(settings: Optimization, k: int) -> float:

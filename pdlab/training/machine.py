@@ -115,7 +115,7 @@ class _Autocast(nn.Module):
         self.network = network
         self._autocast = (device_type, torch.bfloat16, bf16)
 
-    def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, z: Tensor, logsnr: Tensor, *condition: Tensor | None) -> Tensor:
         with torch.autocast(*self._autocast):
-            out: Tensor = self.network(z, logsnr, labels)
+            out: Tensor = self.network(z, logsnr, *condition)
         return out.float()

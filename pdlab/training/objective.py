@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pdlab.diffusion.denoiser import Denoiser
 from pdlab.diffusion.prediction import Prediction
-from pdlab.diffusion.schedule import per_example
+from pdlab.diffusion.schedule import diffuse, per_example
 from pdlab.diffusion.weighting import WEIGHTINGS
 
 Objective = Callable[[Denoiser, Tensor, Tensor | None, torch.Generator], Tensor]
@@ -24,12 +24,15 @@ def stratified_times(n: int, generator: torch.Generator, device: torch.device) -
 
 
 class DiffusionObjective:
-    """The teacher's: denoise z_t at continuous t ~ U(0, 1] (algorithm 1); forward passes an example: 1."""
+    """The teacher's: denoise z_t at continuous t ~ U(0, 1] (algorithm 1); forward passes an example: 1.
+
+    A share `label_drop` of the labels says "no class", so that guidance has something to be guided away from.
+    """
 
     teacher_forwards = 0
 
-    def __init__(self, weighting: str) -> None:
-        self.weighting = WEIGHTINGS[weighting]
+    def __init__(self, weighting: str, label_drop: float = 0.0) -> None:
+        self.weighting, self.label_drop = WEIGHTINGS[weighting], label_drop
 
     def __call__(self, denoiser: Denoiser, x: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
         """Losses `[B]` for data `x` `[B, …]`."""
@@ -37,4 +40,7 @@ class DiffusionObjective:
         eps = torch.randn(x.shape, generator=generator, device=x.device)
         alpha, sigma = per_example(denoiser.schedule.alpha(t), x), per_example(denoiser.schedule.sigma(t), x)
         target = Prediction(x, eps, alpha * eps - sigma * x)
-        return self.weighting.loss(target, denoiser(alpha * x + sigma * eps, t, labels))
+        if labels is not None and self.label_drop:
+            dropped = torch.rand(len(x), generator=generator, device=x.device) < self.label_drop
+            labels = torch.where(dropped, denoiser.num_classes, labels)
+        return self.weighting.loss(target, denoiser(diffuse(denoiser.schedule, x, t, eps), t, labels))

@@ -24,7 +24,8 @@ class Optimization:
 
     `updates` optimizer steps of `batch` examples; Adam at `lr`, linear `warmup` (updates), then constant or,
     with `anneal`, linear to zero at the end; global gradient norm clipped to `clip`; `ema` is the decay of the
-    weights' moving average (0: none); `flip` mirrors images at random.
+    weights' moving average (0: none); `flip` mirrors images at random; `label_drop` is the share of labels that a
+    teacher with a null class is not told.
     """
 
     updates: int
@@ -37,6 +38,7 @@ class Optimization:
     ema: float = 0.0
     dropout: float = 0.0
     flip: bool = False
+    label_drop: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,9 @@ class Preset:
     """Everything that `pdlab train` and `pdlab distill` need but the place of the data.
 
     `distill.updates` is for one halving; the halvings to 2 and to 1 step take twice as many. `first_steps` is
-    the step count at which the undistilled teacher is first read. `precision`: "auto", "fp32" or "bf16".
+    the step count at which the undistilled teacher is first read. With `guidance_max` > 0 the ladder begins with
+    a student of settings `guide` that takes a guidance weight in [0, guidance_max] (Meng et al. 2023), and every
+    round keeps it. `precision`: "auto", "fp32" or "bf16".
     """
 
     name: str
@@ -59,6 +63,8 @@ class Preset:
     logsnr_min: float = -20.0
     logsnr_max: float = 20.0
     precision: str = "auto"
+    guidance_max: float = 0.0
+    guide: Optimization = Optimization(updates=2_000, batch=128, lr=5e-4, anneal=True)
 
     def __post_init__(self) -> None:
         for value, known, what in (
@@ -69,7 +75,15 @@ class Preset:
             if value not in known:
                 raise PdlabError(f"unknown {what} {value!r}: choose one of {', '.join(known)}")
         CosineSchedule(self.logsnr_min, self.logsnr_max).check_output(self.output)
-        for job in (self.teacher, self.distill):
+        if self.teacher.label_drop and not self.network.null_class:
+            raise PdlabError("teacher.label_drop needs network.null_class=true: a label for no class")
+        if self.guidance_max < 0 or not math.isfinite(self.guidance_max):
+            raise PdlabError(f"guidance_max must be 0 or more, not {self.guidance_max:g}")
+        if self.guidance_max and not self.network.null_class:
+            raise PdlabError("guidance_max needs network.null_class=true and teacher.label_drop, e.g. 0.1")
+        for job in (self.teacher, self.guide, self.distill):
+            if not 0 <= job.label_drop < 1:
+                raise PdlabError(f"label_drop must be in [0, 1), not {job.label_drop:g}")
             if min(job.updates, job.batch) < 1 or not job.lr > 0 or not 0 <= job.ema < 1:
                 raise PdlabError("updates and batch must be at least 1, lr above 0, and ema in [0, 1)")
 
@@ -228,7 +242,8 @@ def from_dict(settings: dict[str, Any]) -> Preset:
         values: dict[str, Any] = {k: bounds[k] if k in bounds and v is None else v for k, v in settings.items()}
         network: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["network"].items()}
         values["network"] = MLPConfig(**network) if "shape" in network else UNetConfig(**network)
-        values |= {job: Optimization(**values[job]) for job in ("teacher", "distill")}
+        jobs = [job for job in ("teacher", "guide", "distill") if job in values]
+        values |= {job: Optimization(**values[job]) for job in jobs}
         return Preset(**values)
     except (KeyError, TypeError) as error:
         raise PdlabError(f"these settings were not written by this version of pdlab: {error}") from None

@@ -12,7 +12,7 @@ from pdlab.diffusion.denoiser import Denoiser
 from pdlab.diffusion.schedule import CosineSchedule
 from pdlab.errors import PdlabError
 from pdlab.seeds import seed_for
-from pdlab.training.checkpoint import build_network, data_shape, save
+from pdlab.training.checkpoint import build_network, conditioning, data_shape, save
 from pdlab.training.cost import Cost, forward_flops
 from pdlab.training.log import Log
 from pdlab.training.loop import fit
@@ -49,7 +49,7 @@ def train(
         return done
     denoiser = machine.place(new_denoiser(preset, seed))
     source = source.to(machine.device)
-    objective = DiffusionObjective(preset.weighting)
+    objective = DiffusionObjective(preset.weighting, preset.teacher.label_drop)
     trained = fit(
         denoiser,
         objective,
@@ -86,7 +86,8 @@ def new_denoiser(preset: Preset, seed: int) -> Denoiser:
         torch.manual_seed(seed_for(seed, "initialization"))
         network = build_network(preset.network, preset.output, preset.teacher.dropout)
     schedule = CosineSchedule(preset.logsnr_min, preset.logsnr_max)
-    return Denoiser(network, preset.output, schedule, bounded=len(data_shape(preset.network)) == 3)
+    bounded = len(data_shape(preset.network)) == 3
+    return Denoiser(network, preset.output, schedule, bounded=bounded, **conditioning(preset.network))
 
 
 def describe(source: Source) -> dict[str, Any]:

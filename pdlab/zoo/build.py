@@ -92,7 +92,7 @@ def build(
         trained = [train(settings, source, folder, machine, seed=seed, log=log)]
         teacher = load(trained[0])
         trained += distill(
-            teacher, source, settings.distill, folder, machine, first=settings.first_steps, seed=seed, log=log
+            teacher, source, settings, folder, machine, first=settings.first_steps, seed=seed, log=log
         )
         models = pack(name, settings, trained, run / "packed")
         speed = _throughput(settings, machine, run, seconds)

@@ -58,7 +58,7 @@ def test_i_covers_the_grid_evenly() -> None:
     seen: list[torch.Tensor] = []
 
     class Spy(Denoiser):
-        def forward(self, z, t, labels=None):  # type: ignore[no-untyped-def]
+        def forward(self, z, t, labels=None, guidance=None):  # type: ignore[no-untyped-def]
             seen.append(t)
             return super().forward(z, t, labels)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pdlab.errors import PdlabError
-from pdlab.networks.embedding import noise_angle, time_embedding
+from pdlab.networks.embedding import guidance_embedding, noise_angle, time_embedding
 
 INF = math.inf
 
@@ -53,3 +53,15 @@ def test_infinite_logsnr_embeds_to_finite_values():
 def test_a_bad_number_of_channels_is_refused(channels):
     with pytest.raises(PdlabError, match="even"):
         time_embedding(torch.zeros(1), channels)
+
+
+def test_guidance_weights_are_told_apart():
+    w = torch.arange(0, 10, 0.1)
+    embedded = guidance_embedding(w, 32)
+    assert embedded.shape == (100, 32)
+    assert embedded.dtype == torch.float32
+    distance = torch.cdist(embedded.double(), embedded.double())
+    assert (distance + 10 * torch.eye(100)).min() > 0.1
+    frequencies = torch.linspace(math.log(0.25), math.log(8), 16, dtype=torch.float64).exp()
+    expected = torch.sin(0.7 * frequencies)
+    torch.testing.assert_close(guidance_embedding(torch.tensor([0.7]).double(), 32)[0, :16], expected)

@@ -100,6 +100,11 @@ def test_the_config_survives_json():
         ({"dropout": 1.0}, "dropout"),
         ({"dropout": -0.1}, "dropout"),
         ({"num_classes": -1}, "num_classes"),
+        ({"null_class": True}, "null_class needs num_classes"),
+        ({"guidance_max": 2.0}, "guidance_max needs num_classes"),
+        ({"guidance_max": math.inf, "num_classes": 2}, "finite"),
+        ({"guidance_max": -1.0, "num_classes": 2}, "guidance_max"),
+        ({"image_levels": 3}, "image_levels"),
     ],
 )
 def test_a_shape_that_cannot_be_built_is_refused(change, message):
@@ -244,3 +249,36 @@ def test_channels_last_and_bfloat16_change_nothing_but_rounding():
     for actual in (mixed, half):
         assert actual.dtype == torch.float32
         assert (actual - expected).norm() < 0.03 * expected.norm()
+
+
+def test_the_class_for_none_is_one_more_than_there_are():
+    config = replace(TINY, num_classes=3, null_class=True)
+    network, (z, logsnr) = awake(config), inputs(config)
+    none = network(z, logsnr, torch.full((3,), 3))
+    assert not torch.allclose(none, network(z, logsnr, torch.full((3,), 2)))
+    with pytest.raises(IndexError):
+        UNet(replace(TINY, num_classes=3))(z, logsnr, torch.full((3,), 3))
+
+
+def test_guidance_has_no_effect_before_training_and_one_for_each_image_after():
+    config = replace(TINY, num_classes=3, null_class=True, guidance_max=4.0)
+    z, logsnr = inputs(config)
+    labels, w = torch.tensor([0, 1, 2]), torch.tensor([0.0, 1.0, 4.0])
+    torch.manual_seed(0)
+    fresh = UNet(config)
+    torch.nn.init.normal_(fresh.conv_out.weight)
+    torch.testing.assert_close(fresh(z, logsnr, labels, w), fresh(z, logsnr, labels, 0 * w), rtol=0, atol=0)
+    network = awake(config)
+    changed = network(z, logsnr, labels, w) - network(z, logsnr, labels, torch.tensor([0.0, 2.0, 4.0]))
+    assert changed[1].any()
+    torch.testing.assert_close(changed[[0, 2]], torch.zeros(2, 3, 8, 8), rtol=0, atol=1e-6)
+
+
+def test_guidance_is_asked_for_and_refused_by_name():
+    config = replace(TINY, num_classes=3, null_class=True)
+    z, logsnr = inputs(config)
+    labels = torch.tensor([0, 1, 2])
+    with pytest.raises(PdlabError, match="takes no guidance"):
+        UNet(config)(z, logsnr, labels, torch.ones(3))
+    with pytest.raises(PdlabError, match="takes guidance"):
+        UNet(replace(config, guidance_max=4.0))(z, logsnr, labels)

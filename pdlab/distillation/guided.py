@@ -1,0 +1,75 @@
+"""Stage one of guided distillation: one network call that answers as the guided teacher (Meng et al. 2023).
+
+The teacher's guided prediction, x_w = (1 + w) x(z, class) − w x(z, no class), costs two evaluations. A student that
+is also told w learns it in one, for every w in [0, guidance_max] at once. The halving rounds then go on from that
+student with w drawn for each example and given to teacher and student alike; guided again in every round, the
+guidance would compound.
+"""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pdlab.diffusion.denoiser import Denoiser
+from pdlab.diffusion.schedule import diffuse
+from pdlab.diffusion.weighting import WEIGHTINGS
+from pdlab.errors import PdlabError
+from pdlab.training.checkpoint import build_network, conditioning
+from pdlab.training.objective import stratified_times
+
+#: Name of stage one's checkpoint and stage.
+GUIDED = "guided"
+
+
+class GuidedObjective:
+    """Stage one's: the student's prediction at (z_t, class, w) against the `teacher`'s guided by w.
+
+    t ~ U(0, 1], w ~ U[0, guidance_max] for each example, at the weighting the teacher was trained with.
+    """
+
+    teacher_forwards = 2  # one call of twice the batch
+
+    def __init__(self, teacher: Denoiser, weighting: str) -> None:
+        self.teacher, self.weighting = teacher, WEIGHTINGS[weighting]
+
+    def __call__(self, denoiser: Denoiser, x: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
+        """Losses `[B]` for data `x` `[B, …]` of classes `labels` `[B]`."""
+        t = stratified_times(len(x), generator, x.device)
+        eps = torch.randn(x.shape, generator=generator, device=x.device)
+        w = draw_guidance(denoiser, len(x), generator, x.device)
+        z = diffuse(denoiser.schedule, x, t, eps)
+        with torch.no_grad():
+            target = self.teacher(z, t, labels, w)
+        return self.weighting.loss(target, denoiser(z, t, labels, w))
+
+
+def draw_guidance(denoiser: Denoiser, n: int, generator: torch.Generator, device: torch.device) -> Tensor | None:
+    """`[n]` weights, each U[0, guidance_max]; None for a denoiser that takes none."""
+    if not denoiser.guidance_max:
+        return None
+    return denoiser.guidance_max * torch.rand(n, generator=generator, device=device)
+
+
+def guided_student(teacher: Denoiser, guidance_max: float) -> Denoiser:
+    """A student with the `teacher`'s weights that is also told w; the new branch starts at 0, i.e. as w = 0.
+
+    It has no null class: what its teacher said of that is part of the guided prediction. Raises PdlabError for a
+    teacher that cannot be guided.
+    """
+    if not teacher.null_class:
+        teacher.check_guidance(1.0)
+    if not guidance_max > 0:
+        raise PdlabError(f"guidance_max must be above 0, not {guidance_max:g}")
+    known: Any = teacher.network
+    config = dataclasses.replace(known.config, guidance_max=guidance_max, null_class=False)
+    network = build_network(config, teacher.output)
+    weights = network.state_dict() | teacher.network.state_dict()
+    for name, tensor in network.state_dict().items():  # the embedding of "no class" goes
+        weights[name] = weights[name][: len(tensor)]
+    network.load_state_dict(weights)
+    student = teacher.around(network)
+    for name, value in conditioning(config).items():
+        setattr(student, name, value)
+    return student
