@@ -16,6 +16,7 @@ from pdlab.diffusion.denoiser import Denoiser
 from pdlab.diffusion.schedule import diffuse
 from pdlab.diffusion.weighting import WEIGHTINGS
 from pdlab.errors import PdlabError
+from pdlab.seeds import seed_for
 from pdlab.training.checkpoint import build_network, conditioning
 from pdlab.training.objective import stratified_times
 
@@ -52,10 +53,11 @@ def draw_guidance(denoiser: Denoiser, n: int, generator: torch.Generator, device
     return denoiser.guidance_max * torch.rand(n, generator=generator, device=device)
 
 
-def guided_student(teacher: Denoiser, guidance_max: float) -> Denoiser:
+def guided_student(teacher: Denoiser, guidance_max: float, seed: int = 0) -> Denoiser:
     """A student with the `teacher`'s weights that is also told w; the new branch starts at 0, i.e. as w = 0.
 
-    It has no null class: what its teacher said of that is part of the guided prediction. Raises PdlabError for a
+    It has no null class: what its teacher said of that is part of the guided prediction. `seed` draws the branch's
+    first layer. Raises PdlabError for a
     teacher that cannot be guided.
     """
     if not teacher.null_class:
@@ -64,7 +66,9 @@ def guided_student(teacher: Denoiser, guidance_max: float) -> Denoiser:
         raise PdlabError(f"guidance_max must be above 0, not {guidance_max:g}")
     known: Any = teacher.network
     config = dataclasses.replace(known.config, guidance_max=guidance_max, null_class=False)
-    network = build_network(config, teacher.output)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(seed, GUIDED, "initialization"))
+        network = build_network(config, teacher.output)
     weights = network.state_dict() | teacher.network.state_dict()
     for name, tensor in network.state_dict().items():  # the embedding of "no class" goes
         weights[name] = weights[name][: len(tensor)]

@@ -236,7 +236,7 @@ def _guide(
     path = run.path / GUIDED
     if run.checkpoint(GUIDED) is None:
         original = machine.place(copy.deepcopy(teacher.denoiser)).eval().requires_grad_(False)
-        student = machine.place(guided_student(teacher.denoiser, preset.guidance_max))
+        student = machine.place(guided_student(teacher.denoiser, preset.guidance_max, seed))
         trained = fit(
             student,
             GuidedObjective(trainable(original, machine), preset.weighting),
