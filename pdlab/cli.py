@@ -124,6 +124,12 @@ def train(
     lr: LrOption = None,
     output: Annotated[str | None, typer.Option(help="What the network predicts: x, eps, v or both.")] = None,
     weighting: Annotated[str | None, typer.Option(help="Loss weighting: snr, truncated or snr+1.")] = None,
+    grow_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHECKPOINT", help="Start as this smaller network: half the side, less wide, without classes."
+        ),
+    ] = None,
     set_: SetOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = Device.auto,
@@ -133,6 +139,7 @@ def train(
 ) -> None:
     """Train a teacher into RUN/teacher."""
     from pdlab.data import load as load_data
+    from pdlab.training.checkpoint import load
     from pdlab.training.log import Log
     from pdlab.training.machine import Machine
     from pdlab.training.presets import override
@@ -140,6 +147,7 @@ def train(
     from pdlab.training.run import Run
     from pdlab.training.teacher import check_preset
     from pdlab.training.teacher import train as work
+    from pdlab.zoo import find
 
     given = _changes(
         set_,
@@ -157,9 +165,10 @@ def train(
     machine = Machine(device.value, settings.precision, compile)
     source = load_data(settings.data, "train", data, settings.size, download)
     check_preset(settings, source)
+    small = load(find(grow_from)) if grow_from is not None else None
     with Run(run) as folder, Log(folder.path) as log:
         log.say(f"{settings.name} on {source.name}, {machine.describe()}")
-        path = work(settings, source, folder, machine, seed=seed, log=log, save_every=save_every)
+        path = work(settings, source, folder, machine, grow_from=small, seed=seed, log=log, save_every=save_every)
     typer.echo(f"{path} is ready; next: pdlab distill {path} --run {run}")
 
 

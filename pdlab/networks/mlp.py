@@ -39,6 +39,9 @@ class MLP(nn.Module):
     second of each block and the output layer begin at zero, as in the U-Net.
     """
 
+    #: As in the U-Net.
+    outer_layers = ("first", "last", "embed", "classes", "guidance")
+
     def __init__(self, config: MLPConfig) -> None:
         super().__init__()
         self.config = config

@@ -212,6 +212,9 @@ class UNet(nn.Module):
     a network that takes none, or if z has another shape.
     """
 
+    #: Layers that meet the image, the noise level or the condition: no inner matrices (see `training.optimizers`).
+    outer_layers = ("conv_in", "conv_out", "inner", "time", "label", "guidance")
+
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config

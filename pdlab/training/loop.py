@@ -20,6 +20,7 @@ from pdlab.training.ema import EMA
 from pdlab.training.log import Log
 from pdlab.training.machine import Machine
 from pdlab.training.objective import Objective
+from pdlab.training.optimizers import Optimizers
 from pdlab.training.presets import Optimization
 from pdlab.training.run import Run
 
@@ -71,9 +72,7 @@ def fit(
     network = denoiser.network.train()
     live = live or trainable(denoiser, machine)
     parameters = dict(network.named_parameters())
-    optimizer = torch.optim.AdamW(
-        parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
-    )
+    optimizer = Optimizers(network, settings)
     ema = EMA(parameters, settings.ema) if settings.ema else None
     state = _State(parameters, optimizer, ema)
     first, before = state.restore(run, stage, log)
@@ -92,14 +91,12 @@ def fit(
             generator.manual_seed(stream)
             if settings.dropout:
                 torch.manual_seed(stream)
-            for group in optimizer.param_groups:
-                group["lr"] = settings.lr * lr_factor(settings, k)
             x, labels = source.draw(settings.batch, generator, settings.flip)
             loss = objective(live, x, labels if denoiser.num_classes else None, generator).mean()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             machine.backward(loss)
             norm = torch.nn.utils.clip_grad_norm_(parameters.values(), settings.clip, foreach=True)
-            optimizer.step()
+            optimizer.step(lr_factor(settings, k))
             if ema is not None:
                 ema.update(k)
             meter.add(k, loss.detach(), norm)
@@ -142,18 +139,16 @@ def _check_finite(parameters: Mapping[str, Tensor], k: int, stage: str) -> None:
 
 
 class _State:
-    """Weights, EMA and optimizer moments as one flat dictionary of tensors."""
+    """Weights, EMA and optimizer state as one flat dictionary of tensors."""
 
-    def __init__(self, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, ema: EMA | None) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], optimizer: Optimizers, ema: EMA | None) -> None:
         self.parameters, self.optimizer, self.ema = parameters, optimizer, ema
 
     def tensors(self) -> dict[str, Tensor]:
         flat = {f"weights/{name}": p for name, p in self.parameters.items()}
         if self.ema is not None:
             flat |= {f"ema/{name}": p for name, p in self.ema.shadow.items()}
-        for name, p in self.parameters.items():
-            flat |= {f"optimizer/{key}/{name}": value for key, value in self.optimizer.state[p].items()}
-        return flat
+        return flat | {f"optimizer/{path}": value for path, value in self.optimizer.state().items()}
 
     @torch.no_grad()
     def restore(self, run: Run | None, stage: str, log: Log) -> tuple[int, float]:
@@ -168,14 +163,10 @@ class _State:
             p.copy_(tensors[f"weights/{name}"])
             if self.ema is not None:
                 self.ema.shadow[name].copy_(tensors[f"ema/{name}"])
-            keys = [key for key in tensors if key.startswith("optimizer/") and key.endswith(f"/{name}")]
-            self.optimizer.state[p] = {key.split("/")[1]: _like(tensors[key], p) for key in keys}
+        prefix = "optimizer/"
+        self.optimizer.restore({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         log.say(f"resuming {stage} after update {header['updates']}")
         return header["updates"], header["seconds"]
-
-
-def _like(tensor: Tensor, p: Tensor) -> Tensor:
-    return torch.empty_like(p).copy_(tensor) if tensor.shape == p.shape else tensor.to(p.device)
 
 
 class _Meter:

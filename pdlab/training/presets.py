@@ -22,7 +22,8 @@ PRECISIONS = ("auto", "fp32", "bf16")
 class Optimization:
     """One run of the loop: a teacher's training, or one halving round.
 
-    `updates` optimizer steps of `batch` examples; Adam at `lr`, linear `warmup` (updates), then constant or,
+    `updates` optimizer steps of `batch` examples; Adam at `lr`, or with `optimizer` "muon" that at `muon_lr` for
+    the inner matrices (see `training.optimizers`); linear `warmup` (updates), then constant or,
     with `anneal`, linear to zero at the end; global gradient norm clipped to `clip`; `ema` is the decay of the
     weights' moving average (0: none); `flip` mirrors images at random; `label_drop` is the share of labels that a
     teacher with a null class is not told.
@@ -39,6 +40,8 @@ class Optimization:
     dropout: float = 0.0
     flip: bool = False
     label_drop: float = 0.0
+    optimizer: str = "adamw"
+    muon_lr: float = 0.02
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,10 @@ class Preset:
         if self.guidance_max and not self.network.null_class:
             raise PdlabError("guidance_max needs network.null_class=true and teacher.label_drop, e.g. 0.1")
         for job in (self.teacher, self.guide, self.distill):
+            if job.optimizer not in ("adamw", "muon"):
+                raise PdlabError(f"unknown optimizer {job.optimizer!r}: choose one of adamw, muon")
+            if not job.muon_lr > 0:
+                raise PdlabError(f"muon_lr must be above 0, not {job.muon_lr:g}")
             if not 0 <= job.label_drop < 1:
                 raise PdlabError(f"label_drop must be in [0, 1), not {job.label_drop:g}")
             if min(job.updates, job.batch) < 1 or not job.lr > 0 or not 0 <= job.ema < 1:

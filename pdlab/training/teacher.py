@@ -11,8 +11,10 @@ from pdlab.data.source import Source
 from pdlab.diffusion.denoiser import Denoiser
 from pdlab.diffusion.schedule import CosineSchedule
 from pdlab.errors import PdlabError
+from pdlab.networks.grow import grow
+from pdlab.networks.unet import UNet
 from pdlab.seeds import seed_for
-from pdlab.training.checkpoint import build_network, conditioning, data_shape, save
+from pdlab.training.checkpoint import Checkpoint, build_network, conditioning, data_shape, save
 from pdlab.training.cost import Cost, forward_flops
 from pdlab.training.log import Log
 from pdlab.training.loop import fit
@@ -30,24 +32,29 @@ def train(
     run: Run,
     machine: Machine,
     *,
+    grow_from: Checkpoint | None = None,
     seed: int = 0,
     log: Log | None = None,
     save_every: float = 60.0,
 ) -> Path:
     """Train the teacher of `preset` on `source`; returns its checkpoint folder, `run.path/teacher`.
 
-    A run that was interrupted goes on; one that is complete returns at once. Raises PdlabError if `source` is
-    not of the shape or classes that the network takes, or the run was begun with other settings.
+    With `grow_from` the network starts as that smaller one (see `networks.grow`), else at random. A run that was
+    interrupted goes on; one that is complete returns at once. Raises PdlabError if `source` is not of the shape
+    or classes that the network takes, if it cannot grow from that checkpoint, or the run was begun with other
+    settings.
     """
     check_preset(preset, source)
+    denoiser = new_denoiser(preset, seed) if grow_from is None else grown_denoiser(preset, grow_from, seed)
+    origin = None if grow_from is None else grow_from.sha256
     settings = settings_of(preset)
     # How the rounds will go may still change: it does not make another teacher.
     own = {name: value for name, value in settings.items() if name not in ("distill", "first_steps")}
-    run.claim("train", {"preset": own, "data": describe(source), "seed": seed})
+    run.claim("train", {"preset": own, "data": describe(source), "seed": seed, "grow_from": origin})
     if (done := run.checkpoint(TEACHER)) is not None:
         run.drop_states(TEACHER)  # a kill may have come between the checkpoint and this
         return done
-    denoiser = machine.place(new_denoiser(preset, seed))
+    denoiser = machine.place(denoiser)
     source = source.to(machine.device)
     objective = DiffusionObjective(preset.weighting, preset.teacher.label_drop)
     trained = fit(
@@ -70,6 +77,7 @@ def train(
         "ema": preset.teacher.ema > 0,
         "seed": seed,
         "teacher": None,
+        "grown_from": None if grow_from is None else _origin(grow_from),
         "device": machine.describe(),
         "cost": dataclasses.asdict(Cost.of(preset.teacher, flops, 0, trained.seconds)),
     }
@@ -88,6 +96,30 @@ def new_denoiser(preset: Preset, seed: int) -> Denoiser:
     schedule = CosineSchedule(preset.logsnr_min, preset.logsnr_max)
     bounded = len(data_shape(preset.network)) == 3
     return Denoiser(network, preset.output, schedule, bounded=bounded, **conditioning(preset.network))
+
+
+def grown_denoiser(preset: Preset, small: Checkpoint, seed: int) -> Denoiser:
+    """The denoiser of `preset` that starts as `small`, enlarged; PdlabError where it cannot."""
+    denoiser = new_denoiser(preset, seed)
+    there, network = small.denoiser.network, denoiser.network
+    if not isinstance(there, UNet) or not isinstance(network, UNet):
+        raise PdlabError("only U-Nets grow: leave --grow-from out")
+    if small.denoiser.output != preset.output:
+        raise PdlabError(
+            f"{small.path} predicts {small.denoiser.output}, this teacher {preset.output}: give "
+            f"--output {small.denoiser.output}"
+        )
+    if preset.output != "x" and network.config.image_size != there.config.image_size:
+        raise PdlabError(
+            f"a network that predicts {preset.output} cannot start as one for smaller images: the noise in these "
+            "is not theirs enlarged; grow with --output x"
+        )
+    grow(there, network)
+    return denoiser
+
+
+def _origin(small: Checkpoint) -> dict[str, Any]:
+    return {"sha256": small.sha256, "data": small.info["data"]["name"], "cost": small.info["cost"]}
 
 
 def describe(source: Source) -> dict[str, Any]:

@@ -1,0 +1,101 @@
+"""The optimizers of the loop: Adam for everything, or Muon for a network's inner matrices and Adam for the rest."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pdlab.errors import PdlabError
+from pdlab.training.presets import Optimization
+
+
+@dataclass
+class _Part:
+    """One optimizer, the names of its parameters, and its learning rate at factor 1."""
+
+    optimizer: torch.optim.Optimizer
+    names: list[str]
+    held: list[Tensor]  # what it holds for each name: the parameter, or a matrix that shares its memory
+    lr: float
+
+
+class Optimizers:
+    """What the loop asks of an optimizer: a step at a share of the learning rate, and its state by parameter.
+
+    Muon (Jordan et al. 2024) replaces the momentum of a matrix by the nearest orthogonal one, so that all
+    directions of a layer learn alike; a convolution is the matrix of its outputs by inputs × kernel. It is not meant
+    for embeddings, vectors, or layers that meet the data: a network names those in `outer_layers`, for Adam.
+    """
+
+    def __init__(self, network: nn.Module, settings: Optimization) -> None:
+        named = dict(network.named_parameters())
+        inner = _inner_matrices(network) if settings.optimizer == "muon" else []
+        rest = [name for name in named if name not in set(inner)]
+        decay = settings.weight_decay
+        adam = torch.optim.AdamW([named[n] for n in rest], lr=settings.lr, weight_decay=decay, fused=True)
+        self._parts = [_Part(adam, rest, [named[n] for n in rest], settings.lr)]
+        self._matrices: list[tuple[Tensor, nn.Parameter]] = []
+        if inner:
+            self._matrices = [(named[n], nn.Parameter(_matrix(named[n].data))) for n in inner]
+            held = [matrix for _, matrix in self._matrices]
+            muon = torch.optim.Muon(held, lr=settings.muon_lr, weight_decay=decay, adjust_lr_fn="original")
+            self._parts.append(_Part(muon, inner, list(held), settings.muon_lr))
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for part in self._parts:
+            part.optimizer.zero_grad(set_to_none=True)
+        for parameter, _ in self._matrices:
+            parameter.grad = None
+
+    def step(self, factor: float) -> None:
+        """One update at `factor` times the learning rates."""
+        for parameter, matrix in self._matrices:
+            matrix.grad = None if parameter.grad is None else _matrix(parameter.grad)
+        for part in self._parts:
+            for group in part.optimizer.param_groups:
+                group["lr"] = part.lr * factor
+            part.optimizer.step()
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything to go on from, as `KEY/PARAMETER`."""
+        return {
+            f"{key}/{name}": value
+            for part in self._parts
+            for name, held in zip(part.names, part.held, strict=True)
+            for key, value in part.optimizer.state[held].items()
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up what `state` gave."""
+        known: dict[str, dict[str, Tensor]] = {}
+        for path, value in tensors.items():
+            key, name = path.split("/")
+            known.setdefault(name, {})[key] = value
+        for part in self._parts:
+            for name, held in zip(part.names, part.held, strict=True):
+                part.optimizer.state[held] = {key: _like(v, held) for key, v in known.get(name, {}).items()}
+
+
+def _inner_matrices(network: nn.Module) -> list[str]:
+    """Names of the weights of linear and convolution layers that do not meet data, time, class or guidance."""
+    outer = getattr(network, "outer_layers", None)
+    if outer is None:
+        raise PdlabError(
+            f"optimizer muon must know which layers of {type(network).__name__} meet the data: give it an "
+            'attribute outer_layers with their names, or use optimizer "adamw"'
+        )
+    layers = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    return [f"{name}.weight" for name in layers if name.split(".")[0] not in outer]
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    """A weight `[out, in, …]` as a matrix in its own memory, whichever of the two layouts it has."""
+    if weight.ndim == 4 and not weight.is_contiguous():
+        weight = weight.permute(0, 2, 3, 1)
+    return weight.reshape(len(weight), -1)
+
+
+def _like(tensor: Tensor, held: Tensor) -> Tensor:
+    return torch.empty_like(held).copy_(tensor) if tensor.shape == held.shape else tensor.to(held.device)
