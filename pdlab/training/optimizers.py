@@ -24,8 +24,8 @@ class Optimizers:
     """What the loop asks of an optimizer: a step at a share of the learning rate, and its state by parameter.
 
     Muon (Jordan et al. 2024) replaces the momentum of a matrix by the nearest orthogonal one, so that all
-    directions of a layer learn alike; a convolution is the matrix of its outputs by inputs × kernel. It is not meant
-    for embeddings, vectors, or layers that meet the data: a network names those in `outer_layers`, for Adam.
+    directions of a layer learn alike; a convolution is the matrix of its outputs by inputs × kernel. It is not
+    meant for embeddings, vectors, or layers that meet the data: a network names those in `outer_layers`, for Adam.
     """
 
     def __init__(self, network: nn.Module, settings: Optimization) -> None:
@@ -37,7 +37,7 @@ class Optimizers:
         self._parts = [_Part(adam, rest, [named[n] for n in rest], settings.lr)]
         self._matrices: list[tuple[Tensor, nn.Parameter]] = []
         if inner:
-            self._matrices = [(named[n], nn.Parameter(_matrix(named[n].data))) for n in inner]
+            self._matrices = [(named[n], nn.Parameter(_matrix(named[n].data, named[n]))) for n in inner]
             held = [matrix for _, matrix in self._matrices]
             muon = torch.optim.Muon(held, lr=settings.muon_lr, weight_decay=decay, adjust_lr_fn="original")
             self._parts.append(_Part(muon, inner, list(held), settings.muon_lr))
@@ -52,7 +52,7 @@ class Optimizers:
     def step(self, factor: float) -> None:
         """One update at `factor` times the learning rates."""
         for parameter, matrix in self._matrices:
-            matrix.grad = None if parameter.grad is None else _matrix(parameter.grad)
+            matrix.grad = None if parameter.grad is None else _matrix(parameter.grad, parameter)
         for part in self._parts:
             for group in part.optimizer.param_groups:
                 group["lr"] = part.lr * factor
@@ -90,11 +90,11 @@ def _inner_matrices(network: nn.Module) -> list[str]:
     return [f"{name}.weight" for name in layers if name.split(".")[0] not in outer]
 
 
-def _matrix(weight: Tensor) -> Tensor:
-    """A weight `[out, in, …]` as a matrix in its own memory, whichever of the two layouts it has."""
-    if weight.ndim == 4 and not weight.is_contiguous():
-        weight = weight.permute(0, 2, 3, 1)
-    return weight.reshape(len(weight), -1)
+def _matrix(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """`parameter` `[out, in, …]`, or its gradient, as a matrix in the order of the parameter's memory."""
+    if parameter.ndim == 4 and not parameter.is_contiguous():  # channels_last
+        tensor = tensor.permute(0, 2, 3, 1)
+    return tensor.reshape(len(tensor), -1)
 
 
 def _like(tensor: Tensor, held: Tensor) -> Tensor:

@@ -37,9 +37,7 @@ def unet() -> UNet:
 def gradients(network: nn.Module, seed: int = 1) -> None:
     g = torch.Generator().manual_seed(seed)
     for parameter in network.parameters():
-        parameter.grad = torch.randn(parameter.shape, generator=g).to(
-            memory_format=torch.channels_last if parameter.ndim == 4 else torch.contiguous_format
-        )
+        parameter.grad = torch.empty_like(parameter).copy_(torch.randn(parameter.shape, generator=g))
 
 
 def moves(network: nn.Module, settings: Optimization, factor: float = 1.0) -> dict[str, Tensor]:
