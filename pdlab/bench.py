@@ -51,7 +51,7 @@ class Ratio:
 def bench(
     out: Path | None = None,
     *,
-    preset: str = "cifar10-small",
+    preset: str = "cifar10-gpu",
     batch: int = 128,
     repeats: int = 9,
     device: str = "auto",
@@ -236,9 +236,9 @@ def bf16_error(settings: Preset, machine: Machine, n: int = 16, steps: int = 8) 
 def _settings(name: str) -> Preset:
     settings = preset(name)
     if not isinstance(settings.network, UNetConfig):
-        raise PdlabError(f"preset {name} has no U-Net to compare: take cifar10-small")
+        raise PdlabError(f"preset {name} has no U-Net to compare: take cifar10-gpu")
     if settings.network.patch > 1:
-        raise PdlabError(f"preset {name} works on patches, which diffusers' U-Net cannot: take cifar10-small")
+        raise PdlabError(f"preset {name} works on patches, which diffusers' U-Net cannot: take cifar10-gpu")
     _diffusers()
     return settings
 

@@ -113,7 +113,10 @@ def quickstart(
 @app.command()
 def train(
     preset: Annotated[
-        str, typer.Argument(help="digits, toy, cifar10-16px, cifar10-small, cifar10, imagenet64 or lsun128.")
+        str,
+        typer.Argument(
+            help="digits, toy, cifar10-cpu, cifar10-gpu, cifar10-paper, imagenet64, lsun128: see pdlab presets."
+        ),
     ],
     run: RunOption,
     data: DataOption = None,
@@ -170,6 +173,16 @@ def train(
         log.say(f"{settings.name} on {source.name}, {machine.describe()}")
         path = work(settings, source, folder, machine, grow_from=small, seed=seed, log=log, save_every=save_every)
     typer.echo(f"{path} is ready; next: pdlab distill {path} --run {run}")
+
+
+@app.command("presets")
+def presets_(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One preset, whole.")] = None,
+) -> None:
+    """The presets, a line each; or one whole, as the fields that --set changes."""
+    from pdlab.report import print_preset, print_presets
+
+    print_presets() if name is None else print_preset(name)
 
 
 @app.command()
@@ -339,7 +352,7 @@ def zoo(context: typer.Context) -> None:
 
 @zoo_app.command("build")
 def zoo_build(
-    name: Annotated[str, typer.Argument(metavar="PRESET", help="cifar10-small, cifar10-16px, digits, …")],
+    name: Annotated[str, typer.Argument(metavar="PRESET", help="cifar10-gpu, cifar10-16px, digits, …")],
     run: Annotated[Path | None, typer.Option("--run", help="Where to work (default: runs/PRESET).")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The ladder's folder (default: RUN/zoo).")] = None,
     data: DataOption = None,
@@ -387,7 +400,7 @@ def zoo_build(
 @app.command()
 def bench(
     out: Annotated[Path | None, typer.Option("--out", help="Also write the figures as JSON.")] = None,
-    preset: Annotated[str, typer.Option(help="A preset with a U-Net.")] = "cifar10-small",
+    preset: Annotated[str, typer.Option(help="A preset with a U-Net.")] = "cifar10-gpu",
     batch: Annotated[int, typer.Option(min=1, help="Examples a training step.")] = 128,
     repeats: Annotated[int, typer.Option(min=3, help="Alternating repeats; the median counts.")] = 9,
     device: DeviceOption = Device.auto,

@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 
 from pdlab import zoo
@@ -20,10 +21,11 @@ from pdlab.files import atomic_file
 from pdlab.metrics.card import Row
 from pdlab.metrics.evaluate import Yardstick, evaluate, generate
 from pdlab.metrics.features import extractor
-from pdlab.training.checkpoint import Checkpoint
-from pdlab.training.cost import cost_report
+from pdlab.training.checkpoint import Checkpoint, build_network
+from pdlab.training.cost import cost_report, forward_flops
 from pdlab.training.log import Log
 from pdlab.training.machine import Machine
+from pdlab.training.presets import preset, presets
 from pdlab.zoo.page import figures
 
 
@@ -123,6 +125,39 @@ def print_report(report: dict[str, Any]) -> None:
             f"; distillation cost {ratio['flops']:.2f} × the teacher's FLOPs, {ratio['seconds']:.2f} × its seconds"
         )
     console.print(took, highlight=False)
+
+
+def print_presets() -> None:
+    """Every preset, a line each."""
+    table = Table(Column("preset", no_wrap=True), "data", "weights", "GFLOPs", "teacher", "halving", "steps")
+    for settings in presets().values():
+        with torch.device("meta"):
+            network = build_network(settings.network, settings.output)
+        parameters = sum(p.numel() for p in network.parameters())
+        jobs = (f"{job.updates / 1000:g}k×{job.batch}" for job in (settings.teacher, settings.distill))
+        table.add_row(
+            settings.name,
+            settings.data,
+            f"{parameters / 1e6:.3g}M",
+            f"{forward_flops(settings.network, settings.output) / 1e9:.2g}",
+            *jobs,
+            str(settings.first_steps),
+        )
+    Console().print(table)
+
+
+def print_preset(name: str) -> None:
+    """One preset as lines FIELD=VALUE, each of which `--set` takes."""
+    for field, value in _fields(asdict(preset(name))):
+        print(f"{field}={value}")
+
+
+def _fields(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _fields(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def print_zoo() -> None:

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pdlab.training.checkpoint import load
-from tests.command import refused
+from pdlab.training.presets import override, preset, presets
+from tests.command import Result, refused
 
 TINY = ["--set", "network.width=32", "--set", "network.blocks=1", "--batch", "32", "--device", "cpu"]
 SHARED_CIFAR = Path(__file__).resolve().parents[2] / "shared" / "cifar10"
@@ -94,8 +96,8 @@ def test_again_returns_at_once_and_other_settings_are_refused(pdlab, teacher: Pa
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["train", "mnist"], ["unknown preset 'mnist'", "cifar10-small"]),
-        (["train", "cifar10-small", "--data", "nowhere"], ["nowhere", "--data"]),
+        (["train", "mnist"], ["unknown preset 'mnist'", "cifar10-gpu"]),
+        (["train", "cifar10-gpu", "--data", "nowhere"], ["nowhere", "--data"]),
         (["train", "digits", "--output", "score"], ["unknown output", "x, eps, v, both"]),
         (["train", "digits", "--set", "lr"], ["FIELD=VALUE"]),
         (["train", "digits", "--set", "teacher.rate=1"], ["unknown field"]),
@@ -190,15 +192,13 @@ def test_hostile_and_damaged_archives(pdlab, tmp_path: Path) -> None:
     tampered[-20] ^= 1
     for name, content in (("truncated", good[:-30]), ("tampered", bytes(tampered)), ("other", good)):
         folder = archive(tmp_path / name, content)
-        refused(
-            pdlab("train", "cifar10-small", "--data", folder, "--run", tmp_path / "r"), "cifar-10-python.tar.gz"
-        )
+        refused(pdlab("train", "cifar10-gpu", "--data", folder, "--run", tmp_path / "r"), "cifar-10-python.tar.gz")
     batches = tmp_path / "evil" / "cifar-10-batches-py"
     batches.mkdir(parents=True)
     for k in range(1, 6):
         (batches / f"data_batch_{k}").write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
     (batches / "test_batch").write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
-    refused(pdlab("train", "cifar10-small", "--data", tmp_path / "evil", "--run", tmp_path / "r"), "data_batch_1")
+    refused(pdlab("train", "cifar10-gpu", "--data", tmp_path / "evil", "--run", tmp_path / "r"), "data_batch_1")
     assert not (tmp_path / "exploded").exists()
     assert not (tmp_path / "r").exists()
 
@@ -220,12 +220,12 @@ def test_help_and_version_from_the_shell() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not SHARED_CIFAR.exists(), reason="needs CIFAR-10 beside the repository, in ../shared")
 def test_cifar10_from_the_command_line(tmp_path: Path) -> None:
-    """20 updates of cifar10-small and one round, on real images; the loss falls."""
+    """20 updates of cifar10-gpu and one round, on real images; the loss falls."""
     subprocess.run([sys.executable, SHARED_CIFAR / "unpack.py", tmp_path, "--bin"], check=True)
     run = tmp_path / "r"
     command = [sys.executable, "-m", "pdlab.cli"]
     common = ["--data", tmp_path, "--run", run, "--batch", "32", "--device", "cpu"]
-    train = [*command, "train", "cifar10-small", *common, "--steps", "20", "--set", "teacher.warmup=5"]
+    train = [*command, "train", "cifar10-gpu", *common, "--steps", "20", "--set", "teacher.warmup=5"]
     subprocess.run(train, check=True)
     subprocess.run(
         [*command, "distill", run / "teacher", *common, "--from", "8", "--to", "4", "--steps", "4"], check=True
@@ -236,3 +236,48 @@ def test_cifar10_from_the_command_line(tmp_path: Path) -> None:
     of_teacher = [entry["loss"] for entry in losses if entry["stage"] == "teacher"]
     assert len(of_teacher) >= 2
     assert of_teacher[-1] < 0.8 * of_teacher[0]
+
+
+def test_presets_are_listed_and_shown_as_what_set_takes(pdlab) -> None:
+    listed = pdlab("presets").out
+    assert all(name in listed for name in presets())
+    for name in ("digits", "imagenet64"):
+        lines = dict(line.split("=", 1) for line in pdlab("presets", name).out.splitlines())
+        changes = {field: value for field, value in lines.items() if value not in ("None", "")}
+        assert override(preset(name), changes) == preset(name)
+    refused(pdlab("presets", "mnist"), "unknown preset 'mnist'")
+
+
+def test_a_teacher_grows_from_a_smaller_one(pdlab, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for k in range(8):
+        Image.fromarray(np.full((16, 16, 3), 30 * k, np.uint8)).save(folder / f"{k}.png")
+    shape = {"blocks": 1, "attention": "4", "embedding_channels": 16, "patch": 2, "group_size": 4, "head_dim": 8}
+    small = {"image_size": 8, "channels": 8, "multipliers": "1,2", "attention": "2", **shape, "num_classes": 0}
+    small |= {"attention": "2", "null_class": "false", "image_levels": 1}
+    large = small | {"image_size": 16, "multipliers": "1,1,2", "image_levels": 2}
+
+    def train(run: str, network: dict[str, object], size: int, *more: object) -> Result:
+        sets = [f"network.{name}={value}" for name, value in network.items()]
+        sets += [f"size={size}", "teacher.label_drop=0", "guidance_max=0", "teacher.warmup=1", "teacher.ema=0"]
+        options = [part for text in sets for part in ("--set", text)]
+        common = ["--dataset", "folder", "--data", folder, "--steps", 2, "--batch", 4, "--device", "cpu"]
+        return pdlab("train", "cifar10-cpu", "--run", tmp_path / run, *common, *options, *more)
+
+    assert train("small", small, 8).code == 0
+    teacher = tmp_path / "small" / "teacher"
+    assert (
+        train("large", large, 16, "--grow-from", teacher, "--lr", 1e-9, "--set", "teacher.optimizer=adamw").code
+        == 0
+    )
+    grown = load(tmp_path / "large" / "teacher")
+    assert grown.info["grown_from"]["sha256"] == load(teacher).sha256
+    with torch.no_grad():
+        flat = torch.full((1, 3, 16, 16), 0.5)
+        x = grown.denoiser(flat, 0.05).x
+    assert (x[:, :, ::2, ::2] - x[:, :, 1::2, 1::2]).abs().max() < 1e-5  # the small one's pixels, 2×2 times each
+    refused(train("other", large | {"blocks": 2}, 16, "--grow-from", teacher), "cannot grow", "blocks is 2, not 1")
+    refused(train("other", large, 16, "--grow-from", teacher, "--output", "v"), "predicts x")
+    assert not (tmp_path / "other" / "train.json").exists()
+    refused(train("large", large, 16, "--lr", 1e-9, "--set", "teacher.optimizer=adamw"), "grow_from")

@@ -95,8 +95,8 @@ class Preset:
                 raise PdlabError("updates and batch must be at least 1, lr above 0, and ema in [0, 1)")
 
 
-CIFAR10_SMALL = Preset(
-    name="cifar10-small",
+CIFAR10_GPU = Preset(
+    name="cifar10-gpu",
     data="cifar10",
     # Shaped for quality per CPU-second: one wide block a level, attention only at 8×8, norm groups of 16 channels.
     network=UNetConfig(
@@ -109,13 +109,63 @@ CIFAR10_SMALL = Preset(
         head_dim=32,
         embedding_channels=256,
         group_size=16,
+        num_classes=10,
+        null_class=True,
     ),
     output="v",
     weighting="truncated",
     # Batches that fill a GPU, and lengths for half an hour of one: planned, not yet measured.
-    teacher=Optimization(updates=24_000, batch=512, lr=1e-3, warmup=500, anneal=True, ema=0.999, flip=True),
+    teacher=Optimization(
+        updates=24_000, batch=512, lr=1e-3, warmup=500, anneal=True, ema=0.999, flip=True, label_drop=0.1
+    ),
     distill=Optimization(updates=1_000, batch=512, lr=4e-4, anneal=True, flip=True),
     first_steps=256,
+    guidance_max=3.0,
+    guide=Optimization(updates=1_500, batch=512, lr=4e-4, anneal=True, flip=True),
+)
+
+
+# What two cores can train: the structure of the images at half their side, in patches of 2; then an outer level of
+# patches of 2 around that trunk, for the full side (`networks.grow`). Means of 2×2 pixels have less noise: their
+# log-SNR must reach 2 log 2 higher for the same time. x output, as patches carry more values than v's noise allows.
+_TRUNK = UNetConfig(
+    image_size=16,
+    channels=16,
+    multipliers=(6, 10),
+    blocks=1,
+    attention=(4,),
+    heads=None,
+    head_dim=32,
+    embedding_channels=192,
+    time_channels=96,
+    group_size=16,
+    patch=2,
+    num_classes=10,
+    null_class=True,
+)
+CIFAR10_CPU_16PX = Preset(
+    name="cifar10-cpu-16px",
+    data="cifar10-16px",
+    network=_TRUNK,
+    output="x",
+    weighting="truncated",
+    logsnr_max=8.0,
+    teacher=Optimization(
+        updates=16_000, batch=128, lr=1e-3, warmup=200, ema=0.999, flip=True, label_drop=0.1, optimizer="muon"
+    ),
+    distill=Optimization(updates=300, batch=128, lr=5e-4, anneal=True, flip=True),
+    first_steps=64,
+)
+CIFAR10_CPU = dataclasses.replace(
+    CIFAR10_CPU_16PX,
+    name="cifar10-cpu",
+    data="cifar10",
+    network=dataclasses.replace(_TRUNK, image_size=32, multipliers=(3, 6, 10), image_levels=2),
+    logsnr_max=7.0,
+    teacher=dataclasses.replace(CIFAR10_CPU_16PX.teacher, updates=40_000, anneal=True),
+    distill=Optimization(updates=1_300, batch=128, lr=5e-4, anneal=True, flip=True),
+    guidance_max=3.0,
+    guide=Optimization(updates=2_400, batch=128, lr=5e-4, anneal=True, flip=True),
 )
 
 
@@ -148,7 +198,7 @@ CIFAR10_16PX = Preset(
 def _presets() -> list[Preset]:
     # Paper: appendix and published configurations. A round: no warm-up, no dropout, lr to zero, EMA off.
     cifar10 = Preset(
-        name="cifar10",
+        name="cifar10-paper",
         data="cifar10",
         network=UNetConfig(
             image_size=32,
@@ -226,7 +276,7 @@ def _presets() -> list[Preset]:
         precision="fp32",
     )
     toy = dataclasses.replace(digits, name="toy", data="moons", network=MLPConfig(shape=(2,), width=128, blocks=3))
-    return [digits, toy, CIFAR10_16PX, CIFAR10_SMALL, cifar10, imagenet64, lsun128]
+    return [digits, toy, CIFAR10_16PX, CIFAR10_CPU_16PX, CIFAR10_CPU, CIFAR10_GPU, cifar10, imagenet64, lsun128]
 
 
 def presets() -> dict[str, Preset]:

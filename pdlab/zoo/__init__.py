@@ -38,7 +38,7 @@ MANIFEST, REPORT, NOISE, SAMPLES, POOL = (
     "samples.safetensors",
     "pool.png",
 )
-_PREFERRED = ("cifar10-small",)
+_PREFERRED = ("cifar10-gpu",)
 
 
 def names() -> list[str]:

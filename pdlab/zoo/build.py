@@ -305,7 +305,9 @@ def _throughput(settings: Preset, machine: Machine, run: Path, seconds: float) -
     rate = matrix_rate(machine)
     measured = throughput(settings, machine, settings.teacher.batch, rate, seconds)
     if machine.device.type == "cuda":
-        measured += throughput(preset("cifar10"), machine, preset("cifar10").teacher.batch, rate, seconds)
+        measured += throughput(
+            preset("cifar10-paper"), machine, preset("cifar10-paper").teacher.batch, rate, seconds
+        )
     result = {
         "device": machine.describe(),
         "bf16_matrix_flops": rate,

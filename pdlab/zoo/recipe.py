@@ -25,7 +25,7 @@ class Recipe:
 
 _RECIPES = {
     "digits": Recipe(n=2000, ddim=64, others=64, nus=(0.0, 0.3, 1.0), nu_n=1000),
-    "cifar10-small": Recipe(),
+    "cifar10-gpu": Recipe(),
     # Two cores: three quarters of an hour, not a day.
     "cifar10-16px": Recipe(n=5000, ddim=128, others=64, nus=(0.0, 0.3, 1.0), nu_n=1300),
 }

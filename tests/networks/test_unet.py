@@ -22,8 +22,8 @@ def network_of(name: str) -> UNetConfig:
     return replace(settings.network, out_channels=output_channels(settings.output, settings.network.in_channels))
 
 
-CIFAR10, IMAGENET64, LSUN128 = (network_of(name) for name in ("cifar10", "imagenet64", "lsun128"))
-CIFAR10_SMALL = network_of("cifar10-small")
+CIFAR10, IMAGENET64, LSUN128 = (network_of(name) for name in ("cifar10-paper", "imagenet64", "lsun128"))
+CIFAR10_GPU = network_of("cifar10-gpu")
 CIFAR10_16PX = network_of("cifar10-16px")
 TINY = UNetConfig(
     image_size=8,
@@ -73,7 +73,7 @@ def test_the_papers_networks_have_their_sizes(config, parameters, gmacs):
 
 
 def test_the_small_networks_stay_small():
-    parameters, gmacs = size(CIFAR10_SMALL)
+    parameters, gmacs = size(CIFAR10_GPU)
     assert 4 <= parameters <= 5
     assert gmacs <= 0.8
     parameters, gmacs = size(CIFAR10_16PX)
@@ -170,7 +170,7 @@ def test_norms_have_32_groups_or_as_many_as_the_channels_allow():
 
     assert groups(CIFAR10) == {(256, 32), (512, 32)}
     assert groups(TINY) == {(8, 8), (16, 16), (24, 24), (32, 32)}
-    assert all(channels == 16 * n for channels, n in groups(CIFAR10_SMALL))
+    assert all(channels == 16 * n for channels, n in groups(CIFAR10_GPU))
 
 
 def test_every_parameter_is_used_and_gets_a_gradient():

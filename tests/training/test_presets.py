@@ -5,14 +5,15 @@ import math
 import pytest
 
 from pdlab.errors import PdlabError
+from pdlab.networks.grow import grow
 from pdlab.training.presets import Preset, from_dict, override, preset, presets
-from pdlab.training.teacher import settings_of
+from pdlab.training.teacher import new_denoiser, settings_of
 
 
 @pytest.mark.parametrize(
     ("name", "batch", "lr", "dropout", "decay", "round_lr", "first", "output"),
     [
-        ("cifar10", 128, 2e-4, 0.2, 0.001, 5e-5, 8192, "x"),
+        ("cifar10-paper", 128, 2e-4, 0.2, 0.001, 5e-5, 8192, "x"),
         ("imagenet64", 2048, 3e-4, 0.1, 0.0, 1e-4, 1024, "both"),
         ("lsun128", 2048, 3e-4, 0.1, 0.0, 1e-4, 1024, "both"),
     ],
@@ -39,7 +40,7 @@ def test_settings_survive_json(name: str) -> None:
 
 def test_override_reads_every_type() -> None:
     p: Preset = override(
-        preset("cifar10"),
+        preset("cifar10-paper"),
         {
             "teacher.lr": "1e-3",
             "teacher.flip": "false",
@@ -76,5 +77,13 @@ def test_bad_overrides(change: dict[str, str], message: str) -> None:
 
 
 def test_unknown_preset_lists_the_known() -> None:
-    with pytest.raises(PdlabError, match="digits, toy, cifar10-16px, cifar10-small, cifar10, imagenet64, lsun128"):
+    known = "digits, toy, .*cifar10-cpu, cifar10-gpu, cifar10-paper, imagenet64, lsun128"
+    with pytest.raises(PdlabError, match=known):
         preset("mnist")
+
+
+def test_the_cpus_teacher_grows_from_the_one_of_half_the_side() -> None:
+    small, large = new_denoiser(preset("cifar10-cpu-16px"), 0), new_denoiser(preset("cifar10-cpu"), 0)
+    grow(small.network, large.network)
+    mebibytes = sum(2 * p.numel() for p in large.network.parameters()) / 2**20
+    assert mebibytes < 11  # in float16: five rungs in a package

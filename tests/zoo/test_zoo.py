@@ -98,7 +98,7 @@ def test_the_larger_ladder_is_the_default(ladder: Ladder, tmp_path: Path, monkey
     monkeypatch.setattr(zoo, "HOME", tmp_path)
     shutil.copytree(ladder.path, tmp_path / "a")
     assert zoo.default() == "a"
-    shutil.copytree(ladder.path, tmp_path / "cifar10-small")
-    assert zoo.names() == ["a", "cifar10-small"]
-    assert zoo.default() == "cifar10-small"
+    shutil.copytree(ladder.path, tmp_path / "cifar10-gpu")
+    assert zoo.names() == ["a", "cifar10-gpu"]
+    assert zoo.default() == "cifar10-gpu"
     assert data.load("digits").digest == zoo.images("a").digest
