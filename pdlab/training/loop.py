@@ -77,6 +77,10 @@ def fit(
     ema = EMA(parameters, settings.ema) if settings.ema else None
     state = _State(parameters, optimizer, ema)
     first, before = state.restore(run, stage, log)
+    if first > settings.updates:
+        raise PdlabError(
+            f"the state of {stage} is after update {first} of {settings.updates}: choose another --run"
+        )
     generator = torch.Generator(machine.device)
     started = saved = time.monotonic()
     meter = _Meter(machine.device, settings.batch)
@@ -86,6 +90,8 @@ def fit(
         if run is not None:
             run.save_state(stage, k, state.tensors(), {"seconds": before + time.monotonic() - started})
 
+    if run is not None:
+        run.begin()
     with _stop_requested() as stop:
         for k in range(first, settings.updates):
             stream = seed_for(seed, stage, k)
@@ -155,13 +161,26 @@ class _State:
             flat |= {f"optimizer/{key}/{name}": value for key, value in self.optimizer.state[p].items()}
         return flat
 
+    def shapes(self) -> dict[str, torch.Size]:
+        """What `tensors` holds after the first update: Adam keeps two moments and the number of its steps."""
+        flat = {f"weights/{name}": p.shape for name, p in self.parameters.items()}
+        if self.ema is not None:
+            flat |= {f"ema/{name}": p.shape for name, p in self.parameters.items()}
+        for name, p in self.parameters.items():
+            flat |= {f"optimizer/{key}/{name}": p.shape for key in ("exp_avg", "exp_avg_sq")}
+            flat[f"optimizer/step/{name}"] = torch.Size()
+        return flat
+
     @torch.no_grad()
     def restore(self, run: Run | None, stage: str, log: Log) -> tuple[int, float]:
         """Take up the newest sound state; returns (updates done, seconds spent)."""
-        tensors, header, problems = run.load_state(stage) if run is not None else ({}, {}, [])
+        tensors, header, problems = ({}, {}, []) if run is None else run.load_state(stage, self.shapes())
         for problem in problems:
-            log.say(f"[yellow]{problem}: going on from the one before[/yellow]")
-        log.rewind(stage, header.get("updates", 0))
+            log.say(problem)
+        done = header.get("updates", 0)
+        log.rewind(stage, done)
+        if problems:
+            log.say("going on from the state before" if tensors else f"{stage} has no other state: it begins anew")
         if not tensors:
             return 0, 0.0
         for name, p in self.parameters.items():
@@ -170,8 +189,8 @@ class _State:
                 self.ema.shadow[name].copy_(tensors[f"ema/{name}"])
             keys = [key for key in tensors if key.startswith("optimizer/") and key.endswith(f"/{name}")]
             self.optimizer.state[p] = {key.split("/")[1]: _like(tensors[key], p) for key in keys}
-        log.say(f"resuming {stage} after update {header['updates']}")
-        return header["updates"], header["seconds"]
+        log.say(f"resuming {stage} after update {done}")
+        return done, header["seconds"]
 
 
 def _like(tensor: Tensor, p: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from pdlab.diffusion.schedule import CosineSchedule
 from pdlab.errors import PdlabError
 from pdlab.seeds import seed_for
 from pdlab.training.checkpoint import build_network, conditioning, data_shape, save
-from pdlab.training.cost import Cost, forward_flops
+from pdlab.training.cost import Cost, check_memory, forward_flops
 from pdlab.training.log import Log
 from pdlab.training.loop import fit
 from pdlab.training.machine import Machine
@@ -41,13 +41,17 @@ def train(
     """
     check_preset(preset, source)
     settings = settings_of(preset)
+    denoiser = machine.place(new_denoiser(preset, seed))
     # How the rounds will go may still change: it does not make another teacher.
     own = {name: value for name, value in settings.items() if name not in ("distill", "first_steps")}
-    run.claim("train", {"preset": own, "data": describe(source), "seed": seed})
+    own["precision"] = machine.precision_for(denoiser.network)
+    note = run.claim("train", {"preset": own, "data": describe(source), "seed": seed}, machine.describe())
     if (done := run.checkpoint(TEACHER)) is not None:
         run.drop_states(TEACHER)  # a kill may have come between the checkpoint and this
         return done
-    denoiser = machine.place(new_denoiser(preset, seed))
+    run.check_free(TEACHER)
+    if note and log is not None:
+        log.say(note)
     source = source.to(machine.device)
     objective = DiffusionObjective(preset.weighting, preset.teacher.label_drop)
     trained = fit(
@@ -108,8 +112,9 @@ def settings_of(preset: Preset) -> dict[str, Any]:
 
 
 def check_preset(preset: Preset, source: Source) -> None:
-    """Raise PdlabError unless the preset's network takes the examples of `source`."""
+    """Raise PdlabError unless the preset's network takes the examples of `source`, and both fit into memory."""
     check_fits(source, data_shape(preset.network), preset.network.num_classes, f"preset {preset.name}")
+    check_memory(preset.network, preset.output, preset.teacher)
 
 
 def check_fits(source: Source, shape: tuple[int, ...], num_classes: int, what: str) -> None:
