@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from pdlab import console
 from pdlab.data.source import ImageSource, to_uint8
 from pdlab.diffusion.samplers import sample
 from pdlab.distillation.throughput import distillation_step, training_step
@@ -64,9 +64,9 @@ def bench(
     settings = _settings(preset)
     machine = Machine(device, "auto", compile)
     source = _random_images(settings.network.image_size).to(machine.device)  # type: ignore[union-attr]
-    console = Console()
+    printer = console.output()
     started = os.getloadavg()
-    console.print(
+    printer.print(
         f"{settings.name} on {machine.describe()}, batch {batch}, {repeats} repeats; load {started[0]:.1f}"
     )
     peer = peer_network(settings.network).to(machine.device)  # type: ignore[arg-type]
@@ -92,8 +92,8 @@ def bench(
     table = Table("", "ours, s", "peer, s", "peer / ours", "quartiles")
     for r in results:
         table.add_row(r.name, f"{r.ours:.3f}", f"{r.peer:.3f}", f"{r.ratio:.2f}", f"{r.low:.2f} – {r.high:.2f}")
-    console.print(table)
-    console.print(
+    printer.print(table)
+    printer.print(
         f"{sizes}; images of our sampling precision are within {255 * error:.2f}/255 of float32's on average"
     )
     report = {

@@ -1,5 +1,7 @@
 """The `pdlab` command. Options are checked here; the work is the library's, imported when a command runs."""
 
+import contextlib
+import os
 import sys
 import warnings
 from enum import Enum
@@ -8,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from pdlab import __version__
-from pdlab.errors import PdlabError
+from pdlab import __version__, console
+from pdlab.errors import PdlabError, reason
+from pdlab.schema import MOST_STEPS
 
 app = typer.Typer(
     name="pdlab",
@@ -58,6 +61,13 @@ class Features(str, Enum):
     inception = "inception"
 
 
+def _number(value: float) -> float:
+    """`value`; NaN, which no bound of click's refuses, is a usage error."""
+    if value != value:
+        raise typer.BadParameter("nan is not a number")
+    return value
+
+
 CheckpointArgument = Annotated[
     str,
     typer.Argument(
@@ -70,7 +80,7 @@ DataOption = Annotated[
     typer.Option("--data", help="Folder with the data set (default: $PDLAB_DATA, then the cache)."),
 ]
 DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch CIFAR-10 if it is not found.")]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of everything random.")]
 DeviceOption = Annotated[Device, typer.Option("--device", help="auto takes a CUDA GPU where there is one.")]
 PrecisionOption = Annotated[
     Precision | None,
@@ -81,7 +91,10 @@ CompileOption = Annotated[
     typer.Option("--compile/--no-compile", help="torch.compile the networks (default: where it pays)."),
 ]
 NuOption = Annotated[
-    float, typer.Option("--nu", min=0, max=1, help="Variance of the ancestral sampler: 0 lower, 1 upper.")
+    float,
+    typer.Option(
+        "--nu", min=0, max=1, callback=_number, help="Variance of the ancestral sampler: 0 lower, 1 upper."
+    ),
 ]
 ClipOption = Annotated[
     bool | None, typer.Option("--clip/--no-clip", help="Clip x to [-1, 1] in every step (default: for images).")
@@ -90,10 +103,13 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Override any field, e.g. --set network.channels=64."),
 ]
-UpdatesOption = Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer updates.")]
-BatchOption = Annotated[int | None, typer.Option("--batch", min=1, help="Examples an update.")]
+UpdatesOption = Annotated[int | None, typer.Option("--steps", min=1, max=10**8 - 1, help="Optimizer updates.")]
+BatchOption = Annotated[int | None, typer.Option("--batch", min=1, max=10**9, help="Examples an update.")]
 LrOption = Annotated[float | None, typer.Option("--lr", help="Learning rate.")]
-SaveOption = Annotated[float, typer.Option("--save-every", min=0, help="Seconds between saved states.")]
+SaveOption = Annotated[
+    float,
+    typer.Option("--save-every", min=0, max=10**9, callback=_number, help="Seconds between saved states."),
+]
 
 
 @app.command()
@@ -107,7 +123,7 @@ def quickstart(
 
     report = work(out, seed)
     print_report(report)
-    typer.echo(f"Wrote {out}/samples.png, {out}/curve.png, {out}/report.json and the checkpoints.")
+    console.say(f"Wrote {out}/samples.png, {out}/curve.png, {out}/report.json and the checkpoints.")
 
 
 @app.command()
@@ -142,7 +158,6 @@ def train(
 ) -> None:
     """Train a teacher into RUN/teacher."""
     from pdlab.data import load as load_data
-    from pdlab.training.checkpoint import load
     from pdlab.training.log import Log
     from pdlab.training.machine import Machine
     from pdlab.training.presets import override
@@ -168,11 +183,11 @@ def train(
     machine = Machine(device.value, settings.precision, compile)
     source = load_data(settings.data, "train", data, settings.size, download)
     check_preset(settings, source)
-    small = load(find(grow_from)) if grow_from is not None else None
+    small = find(grow_from) if grow_from is not None else None
     with Run(run) as folder, Log(folder.path) as log:
         log.say(f"{settings.name} on {source.name}, {machine.describe()}")
         path = work(settings, source, folder, machine, grow_from=small, seed=seed, log=log, save_every=save_every)
-    typer.echo(f"{path} is ready; next: pdlab distill {path} --run {run}")
+    console.say(f"{path} is ready; next: pdlab distill {path} --run {run}")
 
 
 @app.command("presets")
@@ -190,15 +205,18 @@ def distill(
     checkpoint: CheckpointArgument,
     run: RunOption,
     first: Annotated[
-        int | None, typer.Option("--from", min=2, help="Steps of the teacher (default: the preset's).")
+        int | None,
+        typer.Option("--from", min=2, max=MOST_STEPS, help="Steps of the teacher (default: the preset's)."),
     ] = None,
-    last: Annotated[int, typer.Option("--to", min=1, help="Steps of the last student.")] = 1,
+    last: Annotated[int, typer.Option("--to", min=1, max=MOST_STEPS, help="Steps of the last student.")] = 1,
     data: DataOption = None,
     dataset: Annotated[str | None, typer.Option(help="Data set (default: the one it was trained on).")] = None,
     download: DownloadOption = False,
     steps: Annotated[
         int | None,
-        typer.Option("--steps", min=1, help="Updates a halving; twice as many for those to 2 and 1."),
+        typer.Option(
+            "--steps", min=1, max=10**8 - 1, help="Updates a halving; twice as many for those to 2 and 1."
+        ),
     ] = None,
     batch: BatchOption = None,
     lr: LrOption = None,
@@ -210,9 +228,9 @@ def distill(
     save_every: SaveOption = 60.0,
 ) -> None:
     """Distil CHECKPOINT, halving by halving, into RUN/student-NNNN."""
-    from pdlab.distillation.rounds import check_distillable, ladder
+    from pdlab.distillation.rounds import check_rounds
     from pdlab.distillation.rounds import distill as work
-    from pdlab.training.checkpoint import load
+    from pdlab.training.checkpoint import known, load
     from pdlab.training.cost import cost_line
     from pdlab.training.log import Log
     from pdlab.training.machine import Machine
@@ -220,8 +238,8 @@ def distill(
     from pdlab.training.run import Run
     from pdlab.zoo import find
 
-    teacher = load(find(checkpoint))
-    settings = from_dict(teacher.info["preset"])
+    teacher = find(checkpoint)
+    settings = from_dict(known(teacher)["preset"])
     given = _changes(set_, {"distill.updates": steps, "distill.batch": batch, "distill.lr": lr})
     if other := [name for name in given if not name.startswith(("distill.", "guide.")) and name != "guidance_max"]:
         raise PdlabError(
@@ -230,10 +248,9 @@ def distill(
         )
     settings = override(settings, given)
     first = first or teacher.denoiser.steps or settings.first_steps
-    ladder(first, last)
-    check_distillable(teacher.denoiser)
     machine = Machine(device.value, precision.value if precision else settings.precision, compile)
     source = _data_of(teacher, data, dataset, download)
+    check_rounds(teacher, source, settings, first, last)
     with Run(run) as folder, Log(folder.path) as log:
         log.say(f"{checkpoint}: {first} steps to {last}, {machine.describe()}")
         paths = work(
@@ -248,8 +265,8 @@ def distill(
             log=log,
             save_every=save_every,
         )
-    typer.echo(cost_line(teacher, [load(path) for path in paths]))
-    typer.echo(f"{paths[-1]} is ready; next: pdlab sample {paths[-1]} --out grid.png")
+    console.say(cost_line(teacher, [load(path) for path in paths]))
+    console.say(f"{paths[-1]} is ready; next: pdlab sample {paths[-1]} --out grid.png")
 
 
 @app.command()
@@ -257,9 +274,10 @@ def sample(
     checkpoint: CheckpointArgument,
     out: Annotated[Path, typer.Option("--out", help="grid.png, or samples.npz (arr_0: uint8 [N, H, W, C]).")],
     steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="Sampling steps (default: a student's own).")
+        int | None,
+        typer.Option("--steps", min=1, max=MOST_STEPS, help="Sampling steps (default: a student's own)."),
     ] = None,
-    n: Annotated[int, typer.Option("--n", min=1, help="How many samples.")] = 64,
+    n: Annotated[int, typer.Option("--n", min=1, max=10**9, help="How many samples.")] = 64,
     sampler: SamplerName = SamplerName.ddim,
     nu: NuOption = 0.0,
     clip: ClipOption = None,
@@ -269,18 +287,18 @@ def sample(
 ) -> None:
     """Draw samples from CHECKPOINT."""
     from pdlab.report import write_samples
-    from pdlab.training.checkpoint import load
+    from pdlab.training.checkpoint import known
     from pdlab.training.machine import Machine
     from pdlab.zoo import find
 
     if out.suffix not in (".png", ".npz"):
         raise PdlabError(f"--out {out} must end in .png (a grid) or .npz (all samples)")
-    model = load(find(checkpoint))
+    model = find(checkpoint)
     count = _step_count(model, steps)
-    machine = Machine(device.value, precision.value if precision else model.info["preset"]["precision"])
+    machine = Machine(device.value, precision.value if precision else known(model)["preset"]["precision"])
     options = {"nu": nu} if sampler is SamplerName.ancestral else {}
     write_samples(out, model, n, count, machine, sampler=sampler.value, seed=seed, clip=clip, options=options)
-    typer.echo(f"Wrote {n} samples of {checkpoint} in {count} step{'s' if count > 1 else ''} to {out}.")
+    console.say(f"Wrote {n} samples of {checkpoint} in {count} step{'s' if count > 1 else ''} to {out}.")
 
 
 @app.command()
@@ -295,7 +313,7 @@ def evaluate(
     ] = None,
     features: Annotated[Features, typer.Option(help="FID is inception's at n = 50000.")] = Features.effnet,
     weights: Annotated[Path | None, typer.Option(help="Weights of the features (default: the published).")] = None,
-    n: Annotated[int, typer.Option("--n", min=2, help="Samples a figure.")] = 5000,
+    n: Annotated[int, typer.Option("--n", min=2, max=10**9, help="Samples a figure.")] = 5000,
     sampler: SamplerName = SamplerName.ddim,
     nu: NuOption = 0.0,
     clip: ClipOption = None,
@@ -308,17 +326,17 @@ def evaluate(
 ) -> None:
     """Measure checkpoints against their training images; every figure carries how it was measured."""
     from pdlab.report import evaluate_checkpoints, print_report
-    from pdlab.training.checkpoint import load
+    from pdlab.training.checkpoint import known
     from pdlab.training.machine import Machine
     from pdlab.zoo import find
 
     if out.suffix != ".json":
         raise PdlabError(f"--out {out} must end in .json")
     counts = None if steps is None else _counts(steps)
-    models = [load(find(text)) for text in checkpoints]
-    machine = Machine(device.value, precision.value if precision else models[0].info["preset"]["precision"])
+    models = [find(text) for text in checkpoints]
+    machine = Machine(device.value, precision.value if precision else known(models[0])["preset"]["precision"])
     options = {"nu": nu} if sampler is SamplerName.ancestral else {}
-    sources = {model.info["data"]["name"] for model in models}
+    sources = {known(model)["data"]["name"] for model in models}
     if len(sources) > 1:
         names = ", ".join(sorted(sources))
         raise PdlabError(f"these checkpoints are of different data sets ({names}): evaluate one at a time")
@@ -338,7 +356,7 @@ def evaluate(
         options=options,
     )
     print_report(report)
-    typer.echo(f"Wrote {out}.")
+    console.say(f"Wrote {out}.")
 
 
 @zoo_app.callback()
@@ -354,10 +372,12 @@ def zoo(context: typer.Context) -> None:
 def zoo_build(
     name: Annotated[str, typer.Argument(metavar="PRESET", help="cifar10-gpu, cifar10-16px, digits, …")],
     run: Annotated[Path | None, typer.Option("--run", help="Where to work (default: runs/PRESET).")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="The ladder's folder (default: RUN/zoo).")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The ladder's folder (default: RUN-zoo).")] = None,
     data: DataOption = None,
     download: DownloadOption = False,
-    n: Annotated[int | None, typer.Option("--n", min=2, help="Samples a figure (default: the recipe's).")] = None,
+    n: Annotated[
+        int | None, typer.Option("--n", min=2, max=10**9, help="Samples a figure (default: the recipe's).")
+    ] = None,
     features: Annotated[Features, typer.Option(help="What figures are computed by.")] = Features.effnet,
     set_: SetOption = None,
     seed: SeedOption = 0,
@@ -390,19 +410,19 @@ def zoo_build(
     with Log(run) as log:
         log.say(f"{name} on {source.name}, {machine.describe()}; figures of {how.n:,} samples")
         held_out = _held_out_of(settings.data, data, settings.size)
-        place = out or run / "zoo"
+        place = out or run.with_name(f"{run.name}-zoo")
         build(
             name, settings, how, source, held_out, run, place, machine, features=features.value, seed=seed, log=log
         )
-    typer.echo(f"{place} is ready: see {place}/README.md")
+    console.say(f"{place} is ready: see {place}/README.md")
 
 
 @app.command()
 def bench(
     out: Annotated[Path | None, typer.Option("--out", help="Also write the figures as JSON.")] = None,
     preset: Annotated[str, typer.Option(help="A preset with a U-Net.")] = "cifar10-gpu",
-    batch: Annotated[int, typer.Option(min=1, help="Examples a training step.")] = 128,
-    repeats: Annotated[int, typer.Option(min=3, help="Alternating repeats; the median counts.")] = 9,
+    batch: Annotated[int, typer.Option(min=1, max=10**9, help="Examples a training step.")] = 128,
+    repeats: Annotated[int, typer.Option(min=3, max=10**6, help="Alternating repeats; the median counts.")] = 9,
     device: DeviceOption = Device.auto,
     compile: CompileOption = None,
 ) -> None:
@@ -430,7 +450,7 @@ def app_(
 
 def _version(value: bool) -> None:
     if value:
-        typer.echo(f"pdlab {__version__}")
+        console.say(f"pdlab {__version__}")
         raise typer.Exit
 
 
@@ -445,15 +465,36 @@ def _options(
 
 def main() -> None:
     """Entry point: a `PdlabError` is one line and exit code 2; a stop that can be resumed is 130."""
+    console.prepare()
     warnings.showwarning = _show_warning
+    message, code = _ended()
+    if message:
+        console.line(f"pdlab: {message}")
+    sys.exit(code)
+
+
+def _ended() -> tuple[str, int]:
+    """Run the command; what there is to say of its end, and the exit code."""
     try:
-        sys.exit(_run())
+        code = _run()
+        sys.stdout.flush()
+        return "", code
     except PdlabError as error:
-        _fail(str(error), 2)
+        return str(error), 2
+    except BrokenPipeError:  # whoever read the output, such as `head`, has what it wanted
+        _silence()
+        return "", 141
+    except OSError as error:  # of the system's making wherever it comes from: no room, no permission, no such name
+        if error.filename is None:
+            _silence()
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{reason(error)}; put that right or choose another place, then give the command again", 2
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from the last saved state", 130)
+        return "interrupted; the same command goes on from the last saved state", 130
     except MemoryError:
-        _fail("out of memory: take a smaller --batch or --n", 2)
+        return "out of memory: take a smaller --batch, --n or size", 2
+    except Exception as error:
+        return _expected(error)
 
 
 def _run() -> int:
@@ -463,35 +504,37 @@ def _run() -> int:
     except Exception as error:
         message = getattr(error, "format_message", None)  # a usage error, from click or typer's own copy of it
         if message is None:
-            return _expected(error)
+            raise
         context = getattr(error, "ctx", None)
         where = context.command_path if context is not None else "pdlab"
         text = " ".join(message().split())
         if text:
-            _fail(f"{text.rstrip('.')}; see {where} --help", 2)
+            raise PdlabError(f"{text.rstrip('.')}; see {where} --help") from None
         return 2
 
 
-def _expected(error: Exception) -> int:
+def _expected(error: Exception) -> tuple[str, int]:
     import torch
 
     from pdlab.training.loop import Stopped
 
     if isinstance(error, Stopped):
-        _fail(f"{error}; the same command goes on from there", 130)
+        return f"{error}; the same command goes on from there", 130
     if isinstance(error, torch.OutOfMemoryError):
-        _fail("the GPU's memory does not suffice: take a smaller --batch, or --device cpu", 2)
+        return "the GPU's memory does not suffice: take a smaller --batch, or --device cpu", 2
     raise error
 
 
-def _fail(message: str, code: int) -> None:
-    print(f"pdlab: {message}", file=sys.stderr)
-    sys.exit(code)
+def _silence() -> None:
+    """Let the interpreter's last flush of standard output go nowhere: it would fail once more."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
     if issubclass(category, UserWarning) and not issubclass(category, (FutureWarning, DeprecationWarning)):
-        print(f"pdlab: note: {message}", file=sys.stderr)
+        console.line(f"pdlab: note: {message}")
 
 
 def _changes(assignments: list[str] | None, options: dict[str, Any]) -> dict[str, str]:
@@ -509,8 +552,8 @@ def _counts(text: str) -> list[int]:
         counts = [int(part) for part in text.split(",")]
     except ValueError:
         counts = []
-    if not counts or min(counts) < 1:
-        raise PdlabError(f"--steps {text} must be step counts of at least 1, with commas between: 1,2,4")
+    if not counts or min(counts) < 1 or max(counts) > MOST_STEPS:
+        raise PdlabError(f"--steps {text:.100} must be step counts from 1 to {MOST_STEPS}, with commas: 1,2,4")
     return counts
 
 
@@ -524,8 +567,9 @@ def _step_count(model: Any, steps: int | None) -> int:
 def _data_of(model: Any, root: Path | None, dataset: str | None, download: bool) -> Any:
     from pdlab.data import load as load_data
     from pdlab.distillation.rounds import check_same_data
+    from pdlab.training.checkpoint import known
 
-    settings = model.info["preset"]
+    settings = known(model)["preset"]
     source = load_data(dataset or model.info["data"]["name"], "train", root, settings["size"], download)
     check_same_data(model, source)
     return source

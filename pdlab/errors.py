@@ -1,4 +1,4 @@
-"""The one exception that users are meant to read."""
+"""The exceptions that users are meant to read."""
 
 
 class PdlabError(Exception):
@@ -6,3 +6,15 @@ class PdlabError(Exception):
 
     The command line prints the message without a traceback and exits with code 2.
     """
+
+
+class Damaged(PdlabError):
+    """A file whose content is proved to be another than was written; it may be set aside, never removed."""
+
+
+def reason(error: BaseException) -> str:
+    """Why `error` came, in one line without a path: the system's own words where there are some."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

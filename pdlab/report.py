@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Column, Table
 from torch import Tensor
 
-from pdlab import zoo
+from pdlab import console, memory, zoo
 from pdlab.data.source import ImageSource, Source, to_uint8
 from pdlab.errors import PdlabError
-from pdlab.files import atomic_file
+from pdlab.files import atomic_file, check_place, write
 from pdlab.metrics.card import Row
 from pdlab.metrics.evaluate import Yardstick, evaluate, generate
 from pdlab.metrics.features import extractor
@@ -52,13 +51,16 @@ def evaluate_checkpoints(
     """
     if not isinstance(reference, ImageSource):
         raise PdlabError(f"{reference.name} is 2-D: pdlab evaluate measures images only; draw with pdlab sample")
+    check_place(out, "choose another --out")
     started = time.monotonic()
     rows: list[Row] = []
+    by = extractor(features, weights, machine.device, reference.shape)
+    memory.check(24 * n * by.dim, f"features of {n:,} samples", "take a smaller --n")
     names = {id(m): m.path.name if m.path else "model" for m in models}
     with Log() as log:
         yardstick = Yardstick(
             reference,
-            extractor(features, weights, machine.device),
+            by,
             n,
             held_out if isinstance(held_out, ImageSource) else None,
             ("frechet", "kernel"),
@@ -100,8 +102,7 @@ def default_steps(model: Checkpoint) -> list[int]:
 
 def write_report(out: Path, report: dict[str, Any]) -> None:
     """Write a report as JSON, whole or not at all."""
-    with atomic_file(out) as file:
-        file.write(json.dumps(report, indent=2).encode())
+    write(out, json.dumps(report, indent=2, allow_nan=False).encode(), "choose another --out")
 
 
 def print_report(report: dict[str, Any]) -> None:
@@ -112,19 +113,19 @@ def print_report(report: dict[str, Any]) -> None:
     for steps in sorted({row.steps for row in rows}, reverse=True):
         values = {(r.metric, r.model): r.value for r in rows if r.steps == steps}
         table.add_row(str(steps), *(f"{values[c]:.4g}" if c in values else "" for c in columns))
-    console = Console()
-    console.print(table)
+    printer = console.output()
+    printer.print(table)
     for metric in dict.fromkeys(row.metric for row in rows):
         card = next(row.card for row in rows if row.metric == metric)
         floor = f"; real against real {card.floor['value']:.3g}" if card.floor else ""
-        console.print(f"{metric}: {card.n:,} samples{floor}", highlight=False)
+        printer.print(f"{metric}: {card.n:,} samples{floor}")
     ratio = report["cost"].get("distillation_over_teacher")
     took = f"{report['seconds']:.0f} s"
     if ratio:
         took += (
             f"; distillation cost {ratio['flops']:.2f} × the teacher's FLOPs, {ratio['seconds']:.2f} × its seconds"
         )
-    console.print(took, highlight=False)
+    printer.print(took)
 
 
 def print_presets() -> None:
@@ -143,13 +144,13 @@ def print_presets() -> None:
             *jobs,
             str(settings.first_steps),
         )
-    Console().print(table)
+    console.output().print(table)
 
 
 def print_preset(name: str) -> None:
     """One preset as lines FIELD=VALUE, each of which `--set` takes."""
     for field, value in _fields(asdict(preset(name))):
-        print(f"{field}={value}")
+        console.say(f"{field}={value}")
 
 
 def _fields(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -164,8 +165,8 @@ def print_zoo() -> None:
     """What ships with the package: each ladder's rungs, their Fréchet distance and that of undistilled DDIM."""
     names = zoo.names()
     if not names:
-        print(f"No ladder ships with this installation ({zoo.HOME}). pdlab quickstart makes one of digits.")
-    console = Console()
+        console.say(f"No ladder ships with this installation ({zoo.HOME}). pdlab quickstart makes one of digits.")
+    printer = console.output()
     for name in names:
         made, found = zoo.manifest(name), figures(zoo.report(name))
         row = next(iter(found["ddim"].values()))
@@ -182,13 +183,12 @@ def print_zoo() -> None:
                 f"{rung['images']:,}",
                 f"{size:.1f}",
             )
-        console.print(table)
+        printer.print(table)
         floor = zoo.report(name)["floors"]["frechet"]["value"]
-        console.print(
+        printer.print(
             f"{name}: {made['data']['name']}, {shape}; {row.metric} of {row.card.n:,} samples of the undistilled "
             f"teacher (DDIM) and of the distilled student; real images {floor:.3g}\n"
             f"Draw: pdlab sample {name}:4 --out grid.png",
-            highlight=False,
             soft_wrap=True,
         )
 
@@ -206,6 +206,8 @@ def write_samples(
     options: Mapping[str, float] | None = None,
 ) -> None:
     """`n` samples as a grid (.png) or as an array `arr_0` (.npz): uint8 `[N, H, W, C]`, or points `[N, 2]`."""
+    check_place(out, "choose another --out")
+    memory.check(24 * n * torch.Size(model.shape).numel(), f"{n:,} samples", "take a smaller --n")
     with Log() as log, machine.for_sampling(machine.place(model.denoiser).network):
         parts = generate(
             model.denoiser,

@@ -5,7 +5,8 @@ from pathlib import Path
 from pdlab.data import cifar10, digits, folder, toys
 from pdlab.data.cache import cache_dir
 from pdlab.data.source import ImageSource, Source, to_float, to_uint8
-from pdlab.errors import PdlabError
+from pdlab.errors import PdlabError, reason
+from pdlab.files import place
 
 __all__ = ["ImageSource", "Source", "cache_dir", "load", "names", "to_float", "to_uint8"]
 
@@ -36,11 +37,13 @@ def load(
     """
     if split not in ("train", "test"):
         raise PdlabError(f'unknown split "{split}": choose train or test')
-    where = None if root is None else Path(root).expanduser()
+    where = None if root is None else place(root, "--data")
     try:
         return _load(name, split, where, size, download)
     except OSError as error:
-        raise PdlabError(f"cannot read {error.filename or name}: {error.strerror or error}") from error
+        raise PdlabError(
+            f"cannot read {error.filename or name}: {reason(error)}; put that right, or give --data"
+        ) from error
 
 
 def _load(name: str, split: str, root: Path | None, size: int | None, download: bool) -> Source:

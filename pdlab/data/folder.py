@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,16 +10,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 
+from pdlab import console, memory
 from pdlab.data.cache import CACHE_REMEDY, cache_dir
 from pdlab.data.source import ImageSource
 from pdlab.errors import PdlabError
-from pdlab.files import atomic_file
+from pdlab.files import atomic_file, open_regular
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-VERSION = 1  # part of the cache's key: raise it when `_prepare` changes
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # whatever the suffix says, never a program's
+MOST_PIXELS = 64 << 20
+VERSION = 2  # part of the cache's key: raise it when `_prepare` changes
 
 
 def load(root: Path, size: int, split: str = "train") -> ImageSource:
@@ -51,16 +55,18 @@ def load(root: Path, size: int, split: str = "train") -> ImageSource:
 def _list(root: Path) -> list[Path]:
     if not root.is_dir():
         raise PdlabError(f"{root} is not a folder: give the folder that holds the images with --data DIR")
-    files = [
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
-        and path.is_file()
-    ]
+    files = []
+    for folder, folders, names in os.walk(root, onerror=_refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = (Path(folder) / name for name in names if not name.startswith("."))
+        files += [path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file()]
     if not files:
         raise PdlabError(f"{root} holds no image ({', '.join(sorted(SUFFIXES))}): give another folder")
     return sorted(files, key=lambda path: path.relative_to(root).as_posix())
+
+
+def _refuse(error: OSError) -> None:
+    raise error
 
 
 def _classes(names: Sequence[Path]) -> tuple[torch.Tensor | None, tuple[str, ...]]:
@@ -78,33 +84,50 @@ def _cached(root: Path, files: Sequence[Path], size: int) -> np.ndarray:
         (file.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns)
         for file, stat in zip(files, stats, strict=True)
     ]
-    key = hashlib.sha256(json.dumps([VERSION, size, listing]).encode()).hexdigest()
-    path = cache_dir() / "folders" / f"{key[:32]}.npy"
+    names = json.dumps([VERSION, size, listing])
+    path = cache_dir() / "folders" / f"{hashlib.sha256(names.encode()).hexdigest()[:32]}.pixels"
     shape = (len(files), 3, size, size)
-    try:
-        images = np.load(path, allow_pickle=False)
-        if images.shape == shape and images.dtype == np.uint8:
-            return images
-    except (OSError, ValueError, EOFError):
-        pass  # not there, or damaged: made anew
+    memory.check(
+        3 * size * size * len(files), f"{len(files):,} images of {size} × {size} pixels", "take a smaller size"
+    )
+    if (images := _kept(path, shape)) is not None:
+        return images
+    images, digest = np.empty(shape, np.uint8), hashlib.sha256()
     with atomic_file(path, CACHE_REMEDY) as cache:
-        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(cache, header)
-        pool = ThreadPoolExecutor()  # Pillow decodes and resizes without the GIL
+        pool = ThreadPoolExecutor(os.cpu_count())  # Pillow decodes and resizes without the GIL
         try:
             prepared = pool.map(lambda file: _prepare(file, size), files)
-            console = Console(stderr=True)
-            for image in track(prepared, f"Preparing {root.name}", len(files), console=console, transient=True):
+            title = f"Preparing {escape(console.printable(root.name))}"
+            progress = track(prepared, title, len(files), console=console.errors(), transient=True)
+            for row, image in zip(images, progress, strict=True):
+                row[:] = np.frombuffer(image, np.uint8).reshape(row.shape)
+                digest.update(image)
                 cache.write(image)
         finally:
             pool.shutdown(cancel_futures=True)
-    return np.load(path, allow_pickle=False)
+        cache.write(digest.digest())
+    return images
+
+
+def _kept(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The pixels in the cache: bytes of `shape`, then their SHA-256. None if they are not there, or damaged."""
+    count = int(np.prod(shape))
+    try:
+        with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size != count + hashlib.sha256().digest_size:
+                return None
+            images = np.fromfile(file, np.uint8, count)
+            return images.reshape(shape) if hashlib.sha256(images.data).digest() == file.read() else None
+    except (OSError, PdlabError, ValueError):
+        return None
 
 
 def _prepare(file: Path, size: int) -> bytes:
     """One image as the bytes of uint8 [3, size, size]."""
     try:
-        with Image.open(file) as opened:
+        with open_regular(file) as content, Image.open(content, formats=FORMATS) as opened:
+            if opened.width * opened.height > MOST_PIXELS:
+                raise ValueError(f"{opened.width} × {opened.height} pixels are more than {MOST_PIXELS:,}")
             if opened.mode[0] in "IF":
                 raise ValueError(f"mode {opened.mode} has more than 8 bits a channel")
             image = ImageOps.exif_transpose(opened).convert("RGB")

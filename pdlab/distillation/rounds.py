@@ -16,7 +16,7 @@ from pdlab.distillation.guided import GUIDED, GuidedObjective, draw_guidance, gu
 from pdlab.distillation.target import student_target
 from pdlab.errors import PdlabError
 from pdlab.training.checkpoint import Checkpoint, build_network, load, save
-from pdlab.training.cost import Cost, forward_flops
+from pdlab.training.cost import Cost, check_memory, forward_flops
 from pdlab.training.log import Log
 from pdlab.training.loop import Trained, fit, trainable
 from pdlab.training.machine import Machine
@@ -164,24 +164,24 @@ def distill(
     on. Every checkpoint names its teacher's sha256. Raises PdlabError for step counts that halving does not
     connect, other data, or a foreign run folder.
     """
-    rungs = ladder(first, last)
-    if teacher.denoiser.steps not in (None, first):
-        raise PdlabError(
-            f"{teacher.path} was distilled for {teacher.denoiser.steps} steps: give --from {teacher.denoiser.steps}"
-        )
-    check_same_data(teacher, source)
+    rungs = check_rounds(teacher, source, preset, first, last)
     settings, weighting = preset.distill, preset.weighting
+    # Not `last`: a run that stopped at 2 steps may go on to 1.
     claim = {
         "teacher": teacher.sha256,
         "settings": dataclasses.asdict(settings),
         "guide": dataclasses.asdict(preset.guide) if preset.guidance_max else None,
         "guidance_max": preset.guidance_max,
         "first": first,
-        "last": last,
         "seed": seed,
         "data": describe(source),
+        "precision": machine.precision_for(teacher.denoiser.network),
     }
-    run.claim("distill", claim)
+    note = run.claim("distill", claim, machine.describe())
+    for name in (GUIDED, *map(rung_name, rungs)):
+        run.check_free(name)
+    if note and log is not None:
+        log.say(note)
     now = settings_of(preset)
     own = {name: now[name] for name in ("distill", "guide", "guidance_max")}
     recorded = {**teacher.info["preset"], **own, "first_steps": first}
@@ -268,6 +268,22 @@ def _guide(
     return _load_rung(path, teacher.sha256)
 
 
+def check_rounds(teacher: Checkpoint, source: Source, preset: Preset, first: int, last: int) -> list[int]:
+    """The rungs of `distill` with these arguments; PdlabError, before anything is written, if it cannot be done."""
+    rungs = ladder(first, last)
+    for steps in rungs:
+        round_settings(preset.distill, steps)
+    check_distillable(teacher.denoiser)
+    if teacher.denoiser.steps not in (None, first):
+        raise PdlabError(
+            f"{teacher.path} was distilled for {teacher.denoiser.steps} steps: give --from {teacher.denoiser.steps}"
+        )
+    check_same_data(teacher, source)
+    for settings in (preset.distill, *([preset.guide] if preset.guidance_max else [])):
+        check_memory(teacher.denoiser.network.config, teacher.denoiser.output, settings)  # type: ignore[arg-type]
+    return rungs
+
+
 def check_same_data(checkpoint: Checkpoint, source: Source) -> None:
     """Raise PdlabError unless `source` is the data set that `checkpoint` was trained on."""
     name = checkpoint.info["data"]["name"]
@@ -283,7 +299,7 @@ def _load_rung(path: Path, parent: str) -> Checkpoint:
         done = load(path)
     except PdlabError as error:
         raise PdlabError(f"{error}; remove {path} to distil it again") from None
-    if done.info["teacher"] != parent:
+    if done.info.get("teacher") != parent:
         raise PdlabError(f"{path} has another teacher than this run's: choose another --run, or remove {path}")
     return done
 

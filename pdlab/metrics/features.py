@@ -6,7 +6,9 @@ The networks' packages are imported when an extractor is asked for, never before
 
 import hashlib
 import importlib
+import io
 import os
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -22,12 +24,15 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pdlab.data import cache_dir
 from pdlab.data.download import download
-from pdlab.errors import PdlabError
+from pdlab.errors import PdlabError, reason
+from pdlab.files import place, read_bytes
 
 EXTRACTORS = ("pixels", "effnet-lite0", "inception")
 
 EFFNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's name for it
+INCEPTION_BYTES = 96 << 20  # at most
+MOST_BYTES = 512 << 20  # of a file of weights, packed and unpacked
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 
@@ -182,11 +187,15 @@ class Inception(FeatureExtractor):
         module = _import("torch_fidelity.feature_extractor_inceptionv3", self.name)
         if weights is None:
             weights = _inception_weights(module.URL_INCEPTION_V3)
-        # torch-fidelity unpickles the file without restriction: only let it see one that is tensors alone
-        _, self._sha256 = _load(weights)
+        state, self._sha256 = _load(weights)
         try:
+            # torch-fidelity would open the file again and unpickle it without restriction: it is given nothing but
+            # the tensors that were read, in memory, and in a form that unpickling cannot run anything from.
+            content = io.BytesIO()
+            torch.save(dict(state), content)
+            content.seek(0)
             self._net = module.FeatureExtractorInceptionV3(
-                "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights)
+                "inception-v3-compat", ["2048"], feature_extractor_weights_path=content
             )
         except RuntimeError as error:
             raise PdlabError(f"{weights} does not hold the weights of Inception-2015") from error
@@ -287,14 +296,23 @@ def _import(module: str, features: str) -> ModuleType:
 def _load(path: Path) -> tuple[dict[str, Tensor], str]:
     """The tensors of a weights file, and the file's SHA-256; nothing but tensors is unpickled."""
     try:
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        content = read_bytes(path, MOST_BYTES)
     except OSError as error:
-        raise PdlabError(f"cannot read the weights {path}: {error.strerror}") from error
+        raise PdlabError(f"cannot read the weights {path}: {reason(error)}") from error
+    sha256 = hashlib.sha256(content).hexdigest()
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(io.BytesIO(content)):
+            unpacked = sum(part.file_size for part in zipfile.ZipFile(io.BytesIO(content)).infolist())
+            if unpacked > MOST_BYTES:
+                raise PdlabError(f"{path} would unpack to {unpacked:,} bytes, more than {MOST_BYTES:,}")
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except PdlabError:
+        raise
     except Exception as error:  # torch.load raises whatever the bytes provoke
         raise PdlabError(f"{path} is not a file of weights, or is damaged: get it again") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
         raise PdlabError(f"{path} is not a file of weights: it holds other things than tensors")
     return state, sha256
 
@@ -306,11 +324,11 @@ def inception_at_hand() -> bool:
 
 def _inception_place() -> Path:
     given = os.environ.get("PDLAB_INCEPTION")
-    return Path(given).expanduser() if given else cache_dir() / "weights" / INCEPTION_FILE
+    return place(given, "PDLAB_INCEPTION") if given else cache_dir() / "weights" / INCEPTION_FILE
 
 
 def _inception_weights(url: str) -> Path:
-    place = _inception_place()
+    where = _inception_place()
     if os.environ.get("PDLAB_INCEPTION"):
-        return place
-    return download(url, place, sha256=INCEPTION_SHA256)
+        return where
+    return download(url, where, sha256=INCEPTION_SHA256, most=INCEPTION_BYTES)

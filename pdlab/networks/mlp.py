@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass
 from math import prod
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from pdlab import schema
 from pdlab.errors import PdlabError
 from pdlab.networks.embedding import guidance_embedding, time_embedding
 
@@ -17,17 +20,18 @@ class MLPConfig:
     `num_classes`, `null_class` and `guidance_max` as in `UNetConfig`.
     """
 
-    shape: tuple[int, ...]
-    out_multiple: int = 1
-    width: int = 256
-    blocks: int = 3
-    embedding_channels: int = 128
-    dropout: float = 0.0
-    num_classes: int = 0
+    shape: Annotated[tuple[schema.Size, ...], Field(min_length=1, max_length=3)]
+    out_multiple: Annotated[int, Field(ge=1, le=2)] = 1
+    width: schema.Size = 256
+    blocks: schema.Blocks = 3
+    embedding_channels: schema.Embedding = 128
+    dropout: schema.Share = 0.0
+    num_classes: schema.Classes = 0
     null_class: bool = False
-    guidance_max: float = 0.0
+    guidance_max: schema.NotNegative = 0.0
 
     def __post_init__(self) -> None:
+        schema.check(self)
         if (self.null_class or self.guidance_max) and not self.num_classes:
             raise PdlabError("null_class and guidance_max need num_classes of at least 1")
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
+from pdlab import schema
 from pdlab.errors import PdlabError
 from pdlab.networks.embedding import guidance_embedding, time_embedding
-
-_FROM_ZERO = ("dropout", "num_classes", "null_class", "guidance_max", "averaged")
 
 
 @dataclass(frozen=True)
@@ -37,43 +38,39 @@ class UNetConfig:
     shape that cannot be built.
     """
 
-    image_size: int = 32
-    in_channels: int = 3
-    out_channels: int = 3
-    channels: int = 256
-    multipliers: tuple[int, ...] = (1, 1, 1)
-    blocks: int = 3
-    attention: tuple[int, ...] = (8, 16)
-    heads: int | None = 1
-    head_dim: int | None = None
-    embedding_channels: int = 1024
-    group_size: int = 1
-    patch: int = 1
-    image_levels: int = 1
-    averaged: int = 0
-    time_channels: int | None = None
-    dropout: float = 0.0
-    num_classes: int = 0
+    image_size: schema.Size = 32
+    in_channels: schema.Size = 3
+    out_channels: schema.Size = 3
+    channels: schema.Size = 256
+    multipliers: Annotated[tuple[schema.Size, ...], Field(min_length=1, max_length=16)] = (1, 1, 1)
+    blocks: schema.Blocks = 3
+    attention: Annotated[tuple[schema.Size, ...], Field(max_length=16)] = (8, 16)
+    heads: schema.Size | None = 1
+    head_dim: schema.Size | None = None
+    embedding_channels: schema.Size = 1024
+    group_size: schema.Size = 1
+    patch: schema.Size = 1
+    image_levels: schema.Size = 1
+    averaged: Annotated[int, Field(ge=0, le=16)] = 0
+    time_channels: schema.Embedding | None = None
+    dropout: schema.Share = 0.0
+    num_classes: schema.Classes = 0
     null_class: bool = False
-    guidance_max: float = 0.0
+    guidance_max: schema.NotNegative = 0.0
 
     def __post_init__(self) -> None:
         for name in ("multipliers", "attention"):  # JSON gives lists; equal shapes should compare equal
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        for field in fields(self):
-            value = getattr(self, field.name)
-            least = 0 if field.name in _FROM_ZERO else 1
-            if value is not None and min((value,) if not isinstance(value, tuple) else (*value, 1)) < least:
-                raise PdlabError(f"{field.name} must be at least {least}; got {value}")
-        if not math.isfinite(self.guidance_max):
-            raise PdlabError("guidance_max must be finite")
+        schema.check(self)
+        if self.time_channels is None and (self.channels < 4 or self.channels % 2):
+            raise PdlabError(
+                f"channels must be even and at least 4, not {self.channels}, or time_channels be given"
+            )
         if self.null_class and not self.num_classes:
             raise PdlabError("null_class needs num_classes of at least 1: an unconditional network has no classes")
         if self.guidance_max and not self.num_classes:
             raise PdlabError("guidance_max needs num_classes of at least 1: guidance is towards a class")
-        if self.dropout >= 1:
-            raise PdlabError(f"dropout must be below 1; got {self.dropout}")
-        if not self.multipliers or self.image_size % (self.patch * 2 ** (len(self.multipliers) - 1)):
+        if self.image_size % (self.patch * 2 ** (len(self.multipliers) - 1)):
             patches = f" in patches of {self.patch}" if self.patch > 1 else ""
             raise PdlabError(
                 f"image_size {self.image_size}{patches} does not halve to {len(self.multipliers)} levels: "

@@ -4,41 +4,110 @@
     NAME/model.json           everything else, with the sha256 of the weights
 
 The folder is filled under a temporary name, flushed to disk and renamed, and never changed afterwards. Nothing
-is pickled. The sha256 of the weights is the checkpoint's name in reports and lineage.
+is pickled, and nothing that a file says is believed: types, sizes and hashes are checked before memory is taken.
+The sha256 of the weights is the checkpoint's name in reports and lineage.
 """
 
+import contextlib
 import dataclasses
 import hashlib
-import json
 import math
-import os
-import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import safetensors.torch
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from typing_extensions import NotRequired, TypedDict
 
-from pdlab import __version__
+from pdlab import memory, schema
 from pdlab.diffusion.denoiser import Denoiser
 from pdlab.diffusion.prediction import output_channels
 from pdlab.diffusion.schedule import CosineSchedule
-from pdlab.errors import PdlabError
-from pdlab.files import open_up
+from pdlab.errors import Damaged, PdlabError, reason
+from pdlab.files import atomic_folder, digest_of, read_bytes
 from pdlab.networks.mlp import MLP, MLPConfig
 from pdlab.networks.unet import UNet, UNetConfig
+from pdlab.training.presets import Optimization, from_dict
 
-FORMAT = 1
+Shapes = Mapping[str, torch.Size]
+_MOST_HEADER = 4 << 20  # of a safetensors file: names and shapes
 _NETWORKS: dict[str, tuple[type, type]] = {"mlp": (MLP, MLPConfig), "unet": (UNet, UNetConfig)}
+
+
+class Data(TypedDict):
+    """A data set as checkpoints record it."""
+
+    name: str
+    split: str
+    shape: list[schema.Count]
+    num_classes: schema.Whole
+    digest: schema.Sha256
+
+
+class Spent(TypedDict):
+    """What a checkpoint cost, see `pdlab.training.cost`."""
+
+    images: schema.Whole
+    forward_evaluations: schema.Whole
+    backward_evaluations: schema.Whole
+    flops: schema.NotNegative
+    seconds: schema.NotNegative
+
+
+class Origin(TypedDict):
+    """The smaller teacher that one grew from."""
+
+    sha256: schema.Sha256
+    data: str
+    cost: Spent
+
+
+class Info(TypedDict):
+    """What `pdlab train`, `distill` and `zoo build` know of a checkpoint; `preset` has a schema of its own."""
+
+    model: Literal["teacher", "guided", "distilled"]
+    preset: dict[str, Any]
+    data: Data
+    ema: bool
+    seed: schema.Whole
+    teacher: schema.Sha256 | None
+    grown_from: NotRequired[Origin]
+    device: str
+    cost: Spent
+    optimization: NotRequired[Optimization]
+    zoo: NotRequired[str]
+    float32: NotRequired[schema.Sha256]
+
+
+class Bounds(TypedDict):
+    """A schedule's; null is infinite, for JSON has no infinity."""
+
+    logsnr_min: schema.Finite | None
+    logsnr_max: schema.Finite | None
+
+
+class Header(TypedDict):
+    """model.json without its seal; `info` is empty for a denoiser that was made by hand."""
+
+    sha256: schema.Sha256
+    network: dict[str, Any]
+    output: str
+    schedule: Bounds
+    bounded: bool
+    steps: schema.Steps | None
+    info: dict[str, Any]
 
 
 @dataclass
 class Checkpoint:
     """A denoiser with what is known about it.
 
-    `info` is free JSON (preset, data, training, lineage); `sha256` names the weights, `path` is where they lie.
+    `info` is an `Info` (preset, data, training, lineage), or empty for a denoiser that was made by hand;
+    `sha256` names the weights, `path` is where they lie.
     """
 
     denoiser: Denoiser
@@ -78,6 +147,7 @@ def save(path: Path, denoiser: Denoiser, info: dict[str, Any], weights: dict[str
 
     Returns the sha256 of the weights. Raises PdlabError when it cannot be written; nothing is left then.
     """
+    _check_info(info, str(path))
     kind = next(name for name, (network, _) in _NETWORKS.items() if isinstance(denoiser.network, network))
     schedule = denoiser.schedule
     header = {
@@ -102,67 +172,86 @@ def load(path: Path | str) -> Checkpoint:
     path = Path(path)
     try:
         return _load(path)
-    except PdlabError as error:
+    except (PdlabError, OSError) as error:
         good = [other for other in checkpoints_in(path.parent) if other != path and _is_good(other)]
         hint = f"; the newest good checkpoint beside it is {good[-1]}" if good else ""
-        raise PdlabError(f"{error}{hint}") from None
+        what = f"{path} cannot be read as a checkpoint: {reason(error)}" if isinstance(error, OSError) else error
+        raise PdlabError(f"{what}{hint}") from None
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The `Header` of checkpoint `path`, its `info` too. Raises PdlabError, or OSError as `open` has it."""
+    file = path / "model.json"
+    header = schema.read(file, Header)
+    _check_info(header["info"], str(file))
+    return header
+
+
+def known(checkpoint: Checkpoint) -> dict[str, Any]:
+    """`checkpoint.info`; PdlabError where a denoiser made by hand has none."""
+    if not checkpoint.info:
+        raise PdlabError(f"{checkpoint.path} does not say what it was trained on, or how: use it from Python")
+    return checkpoint.info
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """Checkpoint folders in `folder`, oldest first."""
-    found = [file.parent for file in folder.glob("*/model.json") if not file.parent.name.startswith(".")]
-    return sorted(found, key=lambda p: ((p / "model.json").stat().st_mtime_ns, p.name))
+    """Checkpoint folders in `folder`, oldest first; those that cannot be looked into are passed over."""
+    found = []
+    with contextlib.suppress(OSError):
+        for file in folder.glob("*/model.json"):
+            with contextlib.suppress(OSError):
+                if not file.parent.name.startswith("."):
+                    found.append((file.stat().st_mtime_ns, file.parent.name, file.parent))
+    return [path for _, _, path in sorted(found)]
 
 
 def write_folder(path: Path, stem: str, tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
     """Write `path/stem.safetensors` and `path/stem.json` as a new folder, atomically; returns the sha256."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        weights = temporary / f"{stem}.safetensors"
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, weights)
-        open_up(weights)
-        digest = file_sha256(weights)
-        body = {"format": FORMAT, "pdlab": __version__, "sha256": digest, **header}
-        (temporary / f"{stem}.json").write_text(json.dumps(body, indent=2) + "\n")
-        for file in temporary.iterdir():
-            _flush(file)
-        temporary.rename(path)
-        _flush(path.parent)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise PdlabError(
-            f"could not write {path}: {_reason(error)}; free some space or choose another --run, then give the "
-            "same command again: what was there before is unchanged"
-        ) from error
+    remedy = "choose another --run, then give the same command again: what was there before is unchanged"
+    with atomic_folder(path, remedy) as folder:
+        weights = folder / f"{stem}.safetensors"
+        try:
+            flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            safetensors.torch.save_file(flat, weights)
+        except SafetensorError as error:
+            raise OSError(reason(error)) from error
+        digest = digest_of(weights)
+        (folder / f"{stem}.json").write_bytes(schema.sealed({"sha256": digest, **header}))
     return digest
 
 
-def read_folder(path: Path, stem: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `write_folder` wrote, verifying the hash. Raises PdlabError if anything is amiss."""
+def read_weights(path: Path, sha256: str, expected: Shapes | None = None) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, read once; of the shapes `expected`, if given.
+
+    Raises Damaged for a wrong size or hash, PdlabError for other shapes, OSError as `open` has it.
+    """
+    size = path.stat().st_size
+    if expected is not None and size > (most := _MOST_HEADER + 8 * sum(s.numel() for s in expected.values())):
+        raise Damaged(f"{path} is damaged: it has {size:,} bytes, and its weights take at most {most:,}")
+    memory.check(2 * size, str(path), "close other programs, or use a larger machine")
+    content = read_bytes(path, size)
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise Damaged(f"{path} is damaged: its sha256 is not the one in the JSON beside it")
     try:
-        header = json.loads((path / f"{stem}.json").read_text())
-        if not isinstance(header, dict) or header.get("format") != FORMAT or "sha256" not in header:
-            raise PdlabError(f"{path} is not a checkpoint that this version of pdlab reads (format {FORMAT})")
-        weights = path / f"{stem}.safetensors"
-        if file_sha256(weights) != header["sha256"]:
-            raise PdlabError(f"{weights} is damaged: its sha256 is not the one in {stem}.json")
-        return load_file(weights), header
-    except FileNotFoundError as error:
-        raise PdlabError(f"{path} is not a checkpoint: it has no {Path(error.filename).name}") from None
-    except (OSError, ValueError, SafetensorError) as error:
-        raise PdlabError(f"{path} cannot be read as a checkpoint: {_reason(error)}") from None
+        tensors = safetensors.torch.load(content)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise PdlabError(f"{path} holds no weights: {reason(error)}") from None
+    if expected is not None and (wrong := _differing(shapes_of(tensors), expected)):
+        raise PdlabError(f"{path} does not hold the weights that its JSON describes: {wrong}")
+    return tensors
 
 
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
+    """The shapes of tensors by name."""
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def _differing(found: Shapes, expected: Shapes) -> str | None:
+    for name in sorted({*found, *expected}):
+        if found.get(name) != expected.get(name):
+            one, other = (list(s[name]) if name in s else "absent" for s in (found, expected))
+            return f"{name} is {one}, not {other}"
+    return None
 
 
 def _load(path: Path) -> Checkpoint:
@@ -171,19 +260,37 @@ def _load(path: Path) -> Checkpoint:
     if path.is_dir() and not (path / "model.json").exists() and (found := checkpoints_in(path)):
         names = ", ".join(str(other) for other in found)
         raise PdlabError(f"{path} is a run with several checkpoints: name one of {names}")
-    tensors, header = read_folder(path, "model")
     try:
-        settings = dict(header["network"])
-        network_type, config_type = _NETWORKS[settings.pop("kind")]
-        settings = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
-        config = config_type(**settings)
-        network = network_type(config)
-        network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+        header = read_header(path)
+        denoiser = _described(header, f"{path / 'model.json'}")
+        expected = shapes_of(denoiser.network.state_dict())
+        tensors = read_weights(path / "model.safetensors", header["sha256"], expected)
+    except FileNotFoundError as error:
+        raise PdlabError(f"{path} is not a checkpoint: it has no {Path(error.filename).name}") from None
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+            raise PdlabError(f"{path}: {name} holds other things than finite numbers; train it again")
+    denoiser.to_empty(device="cpu")
+    denoiser.network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    return Checkpoint(denoiser.eval(), header["info"], header["sha256"], path)
+
+
+def _described(header: dict[str, Any], what: str) -> Denoiser:
+    """The denoiser that `header` describes, its network without memory."""
+    settings = dict(header["network"])
+    kind = settings.pop("kind", None)
+    if kind not in _NETWORKS:
+        raise PdlabError(f"{what}: network.kind must be one of {', '.join(_NETWORKS)}, not {kind!r:.60}")
+    network_type, config_type = _NETWORKS[kind]
+    try:
+        config = schema.conform(settings, config_type, f"{what}: network")
+        with torch.device("meta"):
+            network = network_type(config)
+        bounds = header["schedule"]
         schedule = CosineSchedule(
-            _infinite(header["schedule"]["logsnr_min"], -math.inf),
-            _infinite(header["schedule"]["logsnr_max"], math.inf),
+            _infinite(bounds["logsnr_min"], -math.inf), _infinite(bounds["logsnr_max"], math.inf)
         )
-        denoiser = Denoiser(
+        return Denoiser(
             network,
             header["output"],
             schedule,
@@ -191,17 +298,22 @@ def _load(path: Path) -> Checkpoint:
             steps=header["steps"],
             **conditioning(config),
         )
-        return Checkpoint(denoiser.eval(), header["info"], header["sha256"], path)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise PdlabError(f"{path}/model.json does not describe these weights: {_reason(error)}") from None
+    except (ValueError, RuntimeError, OverflowError) as error:
+        raise PdlabError(f"{what} does not describe a network: {reason(error)}") from None
 
 
 def _is_good(path: Path) -> bool:
     try:
-        read_folder(path, "model")
-    except PdlabError:
+        read_weights(path / "model.safetensors", read_header(path)["sha256"])
+    except (PdlabError, OSError):
         return False
     return True
+
+
+def _check_info(info: dict[str, Any], what: str) -> None:
+    if info:
+        schema.conform(info, Info, f"{what}: info")
+        from_dict(info["preset"], f"{what}: info.preset")
 
 
 def _finite(value: float) -> float | None:
@@ -210,17 +322,3 @@ def _finite(value: float) -> float | None:
 
 def _infinite(value: float | None, infinity: float) -> float:
     return infinity if value is None else value
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

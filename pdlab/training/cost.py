@@ -5,25 +5,63 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from pdlab import memory
 from pdlab.networks.mlp import MLPConfig
 from pdlab.networks.unet import UNetConfig
 from pdlab.training.checkpoint import Checkpoint, build_network, data_shape
 from pdlab.training.presets import Optimization
 
+Config = UNetConfig | MLPConfig
 
-@lru_cache
-def forward_flops(config: UNetConfig | MLPConfig, output: str) -> int:
-    """FLOPs (2 per multiply-add) of one forward pass of one example; counted on the meta device."""
+
+def _example(config: Config, output: str) -> tuple[nn.Module, tuple[Tensor | None, ...]]:
+    """The network of `config` and what it is called with for one example, on the meta device."""
     with torch.device("meta"):
         network = build_network(config, output)
         z, logsnr = torch.zeros(1, *data_shape(config)), torch.zeros(1)
         labels = torch.zeros(1, dtype=torch.int64) if config.num_classes else None
         guidance = torch.zeros(1) if config.guidance_max else None
+    return network, (z, logsnr, labels, guidance)
+
+
+@lru_cache
+def forward_flops(config: Config, output: str) -> int:
+    """FLOPs (2 per multiply-add) of one forward pass of one example."""
+    network, example = _example(config, output)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(z, logsnr, labels, guidance)
+        network(*example)
     return counter.get_total_flops()
+
+
+@lru_cache
+def activations(config: Config, output: str) -> int:
+    """Bytes that the forward pass of one example keeps for its backward."""
+    network, example = _example(config, output)
+    weights = {id(p) for p in network.parameters()}
+    kept = 0
+
+    def keep(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += tensor.numel() * tensor.element_size() if id(tensor) not in weights and tensor.ndim > 1 else 0
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(*example)
+    return kept
+
+
+def check_memory(config: Config, output: str, settings: Optimization) -> None:
+    """Raise PdlabError, with the number, where training would need more memory than is free."""
+    elements = torch.Size(data_shape(config)).numel()
+    memory.check(16 * elements * settings.batch, f"a batch of {settings.batch:,}", "take a smaller --batch")
+    # Weights, gradients, two moments, and the moving average or the teacher.
+    held = 5 * sum(4 * p.numel() for p in _example(config, output)[0].parameters())
+    memory.check(held, "the network with its optimizer", "take a smaller network")
+    what = f"training with a batch of {settings.batch:,}"
+    memory.check(held + activations(config, output) * settings.batch, what, "take a smaller --batch or network")
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,13 @@ import types
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-console = Console(stderr=True)
+from pdlab import console, schema
+from pdlab.errors import PdlabError, reason
+from pdlab.files import read_bytes, set_aside, write
+
+MOST_BYTES = 1 << 30  # ten years of lines
 
 
 class Log:
@@ -21,13 +24,13 @@ class Log:
         self._file = path / "log.jsonl" if path else None
         self._board = _tensorboard(path) if path else None
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[status]}", style="dim"),
+            TextColumn("{task.fields[status]}", style="dim", markup=False),
             TextColumn("ETA"),
             TimeRemainingColumn(),
-            console=console,
+            console=console.errors(),
             disable=quiet,
             refresh_per_second=4,
         )
@@ -49,7 +52,7 @@ class Log:
 
     def say(self, message: str) -> None:
         """A line above the bars."""
-        self._progress.console.print(message, highlight=False)
+        console.say(message, self._progress.console)
 
     def advance(self, stage: str, done: int, total: int, status: str = "") -> None:
         """Move the bar of `stage` to `done` of `total`."""
@@ -60,27 +63,45 @@ class Log:
     def write(self, stage: str, update: int, values: dict[str, float]) -> None:
         """Append a line of figures measured at `update` of `stage`."""
         if self._file is not None:
-            with self._file.open("a") as file:
-                file.write(json.dumps({"stage": stage, "update": update, **values}) + "\n")
+            try:
+                with self._file.open("a") as file:
+                    file.write(json.dumps({"stage": stage, "update": update, **values}) + "\n")
+            except OSError as error:
+                raise PdlabError(
+                    f"cannot write {self._file}: {reason(error)}; put that right, then give the same command "
+                    "again: it goes on from the last saved state"
+                ) from error
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(f"{stage}/{name}", value, update)
 
     def rewind(self, stage: str, update: int) -> None:
-        """Drop lines of `stage` after `update`: the run goes on from there and will write them again."""
+        """Drop lines of `stage` after `update`: the run goes on from there and will write them again.
+
+        A log that cannot be read is moved to RUN/damaged, and what can be read of it is kept.
+        """
         if self._file is None or not self._file.exists():
             return
+        try:
+            lines, sound = read_bytes(self._file, MOST_BYTES).splitlines(keepends=True), True
+        except (OSError, PdlabError):
+            lines, sound = [], False
         kept = []
-        for line in self._file.read_text().splitlines():
+        for line in lines:
             try:
-                entry = json.loads(line)
-            except ValueError:
-                continue  # the half of a line that a kill left
-            if entry.get("stage") != stage or entry.get("update", 0) <= update:
-                kept.append(line)
-        temporary = self._file.with_name(".log.jsonl.tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept))
-        temporary.replace(self._file)
+                entry = schema.parse(line, "a line")
+                schema.conform(entry, dict[str, float | int | str], "a line")
+                if entry["stage"] != stage or int(entry["update"]) <= update:
+                    kept.append(line.rstrip() + b"\n")
+            except (PdlabError, KeyError, ValueError):
+                sound = sound and line is lines[-1] and not line.endswith(b"\n")  # the half that a kill left
+        try:
+            if not sound:
+                aside = set_aside(self._file, self._file.parent / "damaged")
+                self.say(f"{self._file} is damaged and was moved to {aside}; what could be read of it is kept")
+            write(self._file, b"".join(kept), "choose another --run")
+        except OSError as error:
+            raise PdlabError(f"cannot move {self._file} aside: {reason(error)}") from error
 
 
 def _tensorboard(path: Path) -> Any:

@@ -76,6 +76,10 @@ def fit(
     ema = EMA(parameters, settings.ema) if settings.ema else None
     state = _State(parameters, optimizer, ema)
     first, before = state.restore(run, stage, log)
+    if first > settings.updates:
+        raise PdlabError(
+            f"the state of {stage} is after update {first} of {settings.updates}: choose another --run"
+        )
     generator = torch.Generator(machine.device)
     started = saved = time.monotonic()
     meter = _Meter(machine.device, settings.batch)
@@ -85,6 +89,8 @@ def fit(
         if run is not None:
             run.save_state(stage, k, state.tensors(), {"seconds": before + time.monotonic() - started})
 
+    if run is not None:
+        run.begin()
     with _stop_requested() as stop:
         for k in range(first, settings.updates):
             stream = seed_for(seed, stage, k)
@@ -150,13 +156,23 @@ class _State:
             flat |= {f"ema/{name}": p for name, p in self.ema.shadow.items()}
         return flat | {f"optimizer/{path}": value for path, value in self.optimizer.state().items()}
 
+    def shapes(self) -> dict[str, torch.Size]:
+        """What `tensors` holds after the first update."""
+        flat = {f"weights/{name}": p.shape for name, p in self.parameters.items()}
+        if self.ema is not None:
+            flat |= {f"ema/{name}": p.shape for name, p in self.parameters.items()}
+        return flat | {f"optimizer/{path}": shape for path, shape in self.optimizer.shapes().items()}
+
     @torch.no_grad()
     def restore(self, run: Run | None, stage: str, log: Log) -> tuple[int, float]:
         """Take up the newest sound state; returns (updates done, seconds spent)."""
-        tensors, header, problems = run.load_state(stage) if run is not None else ({}, {}, [])
+        tensors, header, problems = ({}, {}, []) if run is None else run.load_state(stage, self.shapes())
         for problem in problems:
-            log.say(f"[yellow]{problem}: going on from the one before[/yellow]")
-        log.rewind(stage, header.get("updates", 0))
+            log.say(problem)
+        done = header.get("updates", 0)
+        log.rewind(stage, done)
+        if problems:
+            log.say("going on from the state before" if tensors else f"{stage} has no other state: it begins anew")
         if not tensors:
             return 0, 0.0
         for name, p in self.parameters.items():
@@ -165,8 +181,8 @@ class _State:
                 self.ema.shadow[name].copy_(tensors[f"ema/{name}"])
         prefix = "optimizer/"
         self.optimizer.restore({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-        log.say(f"resuming {stage} after update {header['updates']}")
-        return header["updates"], header["seconds"]
+        log.say(f"resuming {stage} after update {done}")
+        return done, header["seconds"]
 
 
 class _Meter:

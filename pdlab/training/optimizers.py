@@ -67,6 +67,18 @@ class Optimizers:
             for key, value in part.optimizer.state[held].items()
         }
 
+    def shapes(self) -> dict[str, torch.Size]:
+        """What `state` holds after the first step: Adam's two moments and number of steps, Muon's momentum."""
+        kept: dict[str, torch.Size] = {}
+        for part in self._parts:
+            adam = isinstance(part.optimizer, torch.optim.AdamW)
+            for name, held in zip(part.names, part.held, strict=True):
+                keys = ("exp_avg", "exp_avg_sq") if adam else ("momentum_buffer",)
+                kept |= {f"{key}/{name}": held.shape for key in keys}
+                if adam:
+                    kept[f"step/{name}"] = torch.Size()
+        return kept
+
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Take up what `state` gave."""
         known: dict[str, dict[str, Tensor]] = {}

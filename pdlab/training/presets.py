@@ -6,8 +6,11 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import Discriminator, Field, Tag
+
+from pdlab import schema
 from pdlab.diffusion.prediction import OUTPUTS
 from pdlab.diffusion.schedule import CosineSchedule
 from pdlab.diffusion.weighting import WEIGHTINGS
@@ -15,7 +18,14 @@ from pdlab.errors import PdlabError
 from pdlab.networks.mlp import MLPConfig
 from pdlab.networks.unet import UNetConfig
 
-PRECISIONS = ("auto", "fp32", "bf16")
+
+def _kind(network: Any) -> str:
+    """Which of the two networks: an MLP is the one that has the data's shape."""
+    return "mlp" if isinstance(network, MLPConfig) or (isinstance(network, dict) and "shape" in network) else "unet"
+
+
+Network = Annotated[Annotated[UNetConfig, Tag("unet")] | Annotated[MLPConfig, Tag("mlp")], Discriminator(_kind)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$")]  # it becomes part of paths
 
 
 @dataclass(frozen=True)
@@ -29,19 +39,22 @@ class Optimization:
     teacher with a null class is not told.
     """
 
-    updates: int
-    batch: int
-    lr: float
-    warmup: int = 0
+    updates: schema.Updates
+    batch: schema.Count
+    lr: schema.Positive
+    warmup: schema.Whole = 0
     anneal: bool = False
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    ema: float = 0.0
-    dropout: float = 0.0
+    weight_decay: schema.NotNegative = 0.0
+    clip: schema.Positive = 1.0
+    ema: schema.Share = 0.0
+    dropout: schema.Share = 0.0
     flip: bool = False
-    label_drop: float = 0.0
-    optimizer: str = "adamw"
-    muon_lr: float = 0.02
+    label_drop: schema.Share = 0.0
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    muon_lr: schema.Positive = 0.02
+
+    def __post_init__(self) -> None:
+        schema.check(self)
 
 
 @dataclass(frozen=True)
@@ -54,45 +67,34 @@ class Preset:
     round keeps it. `precision`: "auto", "fp32" or "bf16".
     """
 
-    name: str
-    data: str
-    network: UNetConfig | MLPConfig
+    name: Name
+    data: Name
+    network: Network
     output: str
     weighting: str
     teacher: Optimization
     distill: Optimization
-    first_steps: int
-    size: int | None = None
+    first_steps: schema.Steps
+    size: Annotated[int, Field(ge=1, le=8192)] | None = None
     logsnr_min: float = -20.0
     logsnr_max: float = 20.0
-    precision: str = "auto"
-    guidance_max: float = 0.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    guidance_max: schema.NotNegative = 0.0
     guide: Optimization = Optimization(updates=2_000, batch=128, lr=5e-4, anneal=True)
 
     def __post_init__(self) -> None:
+        schema.check(self)
         for value, known, what in (
             (self.output, OUTPUTS, "output"),
             (self.weighting, WEIGHTINGS, "weighting"),
-            (self.precision, PRECISIONS, "precision"),
         ):
             if value not in known:
                 raise PdlabError(f"unknown {what} {value!r}: choose one of {', '.join(known)}")
         CosineSchedule(self.logsnr_min, self.logsnr_max).check_output(self.output)
         if self.teacher.label_drop and not self.network.null_class:
             raise PdlabError("teacher.label_drop needs network.null_class=true: a label for no class")
-        if self.guidance_max < 0 or not math.isfinite(self.guidance_max):
-            raise PdlabError(f"guidance_max must be 0 or more, not {self.guidance_max:g}")
         if self.guidance_max and not self.network.null_class:
             raise PdlabError("guidance_max needs network.null_class=true and teacher.label_drop, e.g. 0.1")
-        for job in (self.teacher, self.guide, self.distill):
-            if job.optimizer not in ("adamw", "muon"):
-                raise PdlabError(f"unknown optimizer {job.optimizer!r}: choose one of adamw, muon")
-            if not job.muon_lr > 0:
-                raise PdlabError(f"muon_lr must be above 0, not {job.muon_lr:g}")
-            if not 0 <= job.label_drop < 1:
-                raise PdlabError(f"label_drop must be in [0, 1), not {job.label_drop:g}")
-            if min(job.updates, job.batch) < 1 or not job.lr > 0 or not 0 <= job.ema < 1:
-                raise PdlabError("updates and batch must be at least 1, lr above 0, and ema in [0, 1)")
 
 
 CIFAR10_GPU = Preset(
@@ -292,18 +294,15 @@ def preset(name: str) -> Preset:
     return known[name]
 
 
-def from_dict(settings: dict[str, Any]) -> Preset:
-    """The preset that a checkpoint or a run folder recorded (a null bound is infinite)."""
-    try:
-        bounds = {"logsnr_min": -math.inf, "logsnr_max": math.inf}
-        values: dict[str, Any] = {k: bounds[k] if k in bounds and v is None else v for k, v in settings.items()}
-        network: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["network"].items()}
-        values["network"] = MLPConfig(**network) if "shape" in network else UNetConfig(**network)
-        jobs = [job for job in ("teacher", "guide", "distill") if job in values]
-        values |= {job: Optimization(**values[job]) for job in jobs}
-        return Preset(**values)
-    except (KeyError, TypeError) as error:
-        raise PdlabError(f"these settings were not written by this version of pdlab: {error}") from None
+def from_dict(settings: dict[str, Any], what: str = "these settings") -> Preset:
+    """The preset that a checkpoint or a run folder recorded (a null bound is infinite).
+
+    Raises PdlabError that names `what` and the field unless it is one.
+    """
+    bounds = {"logsnr_min": -math.inf, "logsnr_max": math.inf}
+    values = {name: bounds.get(name) if value is None else value for name, value in settings.items()}
+    preset: Preset = schema.conform(values, Preset, what)
+    return preset
 
 
 def override(settings: Any, changes: dict[str, str]) -> Any:
@@ -331,14 +330,19 @@ def _override(settings: Any, changes: dict[str, str], prefix: str) -> Any:
     # All fields of one part at once: some, such as heads and head_dim, are only valid together.
     for name, parts in nested.items():
         values[name] = _override(getattr(settings, name), parts, f"{prefix}{name}.")
-    return dataclasses.replace(settings, **values)
+    try:
+        return dataclasses.replace(settings, **values)
+    except PdlabError as error:
+        raise PdlabError(f"{prefix[:-1]}: {error}" if prefix else str(error)) from None
 
 
 def _parse(path: str, text: str, hint: Any) -> Any:
-    if isinstance(hint, types.UnionType):
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
         options = [option for option in typing.get_args(hint) if option is not type(None)]
         return None if text.lower() == "none" else _parse(path, text, options[0])
     try:
+        if typing.get_origin(hint) is Literal:
+            return text
         if typing.get_origin(hint) in (tuple, Sequence):
             item = typing.get_args(hint)[0]
             return tuple(item(part) for part in text.split(",") if part.strip())

@@ -1,31 +1,50 @@
 """A run on disk: settings that must not change, a log, and states from which an interrupted run goes on.
 
-    RUN/run.json            the settings the run was begun with
+    RUN/train.json, distill.json   the settings each was begun with, and on what
     RUN/log.jsonl           one line every so many updates
     RUN/progress/STAGE-K/   weights, EMA and optimizer after K updates of a stage; the last two are kept
+    RUN/damaged/            what was found damaged: moved here, never removed
     RUN/teacher/, RUN/student-0032/, …   finished checkpoints
 
-A state is a checkpoint-like folder (safetensors, JSON, hash), renamed into place, so that `kill -9` at any
+A state is a checkpoint-like folder (safetensors, sealed JSON, hash), renamed into place, so that `kill -9` at any
 moment leaves either the old or the new one. Randomness is not stored: every update draws from a stream named by
 its number.
 """
 
+import contextlib
 import json
-import shutil
+import re
 import types
 from pathlib import Path
 from typing import Any
 
 import filelock
 from torch import Tensor
+from typing_extensions import TypedDict
 
-from pdlab.errors import PdlabError
-from pdlab.files import atomic_file
-from pdlab.training.checkpoint import read_folder, write_folder
+from pdlab import schema
+from pdlab.errors import Damaged, PdlabError, reason
+from pdlab.files import discard, set_aside, sweep, write
+from pdlab.training.checkpoint import Shapes, read_weights, write_folder
+
+
+class State(TypedDict):
+    """state.json without its seal."""
+
+    sha256: schema.Sha256
+    updates: schema.Whole
+    seconds: schema.NotNegative
+
+
+class Claim(TypedDict):
+    """train.json or distill.json without its seal."""
+
+    settings: dict[str, Any]
+    machine: str
 
 
 class Run:
-    """A run folder, locked for as long as the context lasts.
+    """A run folder, locked for as long as the context lasts. One in which nothing was begun is not left behind.
 
     Raises PdlabError when another process holds it or the folder cannot be written.
     """
@@ -33,18 +52,21 @@ class Run:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._lock = filelock.FileLock(self.path / ".lock")
+        self._claims: dict[str, Claim] = {}
 
     def __enter__(self) -> "Run":
         try:
+            self._new = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except filelock.Timeout:
             raise PdlabError(f"another pdlab works in {self.path}: wait for it, or choose another --run") from None
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise PdlabError(f"cannot write to {self.path}: {reason}; choose another folder with --run") from None
-        for leftover in [*self.path.glob(".*.tmp"), *self.path.glob("progress/.*.tmp")]:
-            shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+            raise PdlabError(
+                f"cannot write to {self.path}: {reason(error)}; choose another folder with --run"
+            ) from None
+        for folder in (self.path, *(self.path / name for name in ("progress", "packed", "figures"))):
+            sweep(folder)
         return self
 
     def __exit__(
@@ -53,28 +75,57 @@ class Run:
         error: BaseException | None,
         trace: types.TracebackType | None,
     ) -> None:
+        with contextlib.suppress(OSError):
+            if self._new and [entry.name for entry in self.path.iterdir()] == [".lock"]:
+                (self.path / ".lock").unlink()
+                self.path.rmdir()
         self._lock.release()
 
-    def claim(self, job: str, settings: dict[str, Any]) -> None:
-        """Record `settings` of `job` ("train", "distill") or check that they are those it was begun with."""
+    def claim(self, job: str, settings: dict[str, Any], machine: str) -> str | None:
+        """Take up `job` ("train", "distill") on `machine`; a note where it was begun on another.
+
+        Raises PdlabError if it was begun with other settings. Nothing is written before `begin`.
+        """
         file = self.path / f"{job}.json"
         settings = json.loads(json.dumps(settings))
-        if file.exists():
-            before = _read_json(file)
-            if before != settings:
-                changed = "; ".join(_differences(before, settings))
-                raise PdlabError(
-                    f"{self.path} holds a run with other settings ({changed}): give those to resume it, or "
-                    "choose another --run"
-                )
-            return
-        with atomic_file(file) as stream:
-            stream.write(json.dumps(settings, indent=2).encode())
+        try:
+            before = schema.read(file, Claim)
+        except FileNotFoundError:
+            self._claims[job] = {"settings": settings, "machine": machine}
+            return None
+        except (OSError, Damaged) as error:
+            raise PdlabError(
+                f"{file} cannot be read ({reason(error)}): choose another --run, or move the file away if you know "
+                "that the settings are the same"
+            ) from None
+        if before["settings"] != settings:
+            changed = "; ".join(_differences(before["settings"], settings))
+            raise PdlabError(
+                f"{self.path} holds a run with other settings ({changed}): give those to resume it, or "
+                "choose another --run"
+            )
+        if before["machine"] == machine:
+            return None
+        return (
+            f"begun on {before['machine']}, going on with {machine}: the result is as good, but not the same bits"
+        )
+
+    def begin(self) -> None:
+        """Write down what was claimed: the first update is about to run."""
+        for job, claim in self._claims.items():
+            write(self.path / f"{job}.json", schema.sealed(claim), "choose another --run")
+        self._claims = {}
 
     def checkpoint(self, name: str) -> Path | None:
         """The finished checkpoint `name` of this run, if there is one."""
         path = self.path / name
         return path if (path / "model.json").exists() else None
+
+    def check_free(self, name: str) -> None:
+        """Raise PdlabError, before any work, where something else stands in the place of checkpoint `name`."""
+        path = self.path / name
+        if path.exists() and self.checkpoint(name) is None:
+            raise PdlabError(f"{path} is in the way and is no checkpoint: move it away, or choose another --run")
 
     def save_state(self, stage: str, k: int, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
         """Keep the state after `k` updates of `stage`; older ones but the one before go."""
@@ -82,34 +133,49 @@ class Run:
         if not path.exists():
             write_folder(path, "state", tensors, {"updates": k, **header})
         for old in self._states(stage)[:-2]:
-            shutil.rmtree(old, ignore_errors=True)
+            discard(old)
 
-    def load_state(self, stage: str) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
-        """The newest sound state of `stage` (empty if none) and what was wrong with newer ones."""
+    def load_state(
+        self, stage: str, expected: Shapes | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
+        """The newest sound state of `stage` (empty if none) and what was wrong with newer ones.
+
+        A state that is proved to be damaged is moved to RUN/damaged. Raises PdlabError for one that cannot be
+        read for another reason, or is of other shapes than `expected`, and changes nothing.
+        """
         problems: list[str] = []
         for path in reversed(self._states(stage)):
             try:
-                return *read_folder(path, "state"), problems
-            except PdlabError as error:
-                problems.append(str(error))
-                shutil.rmtree(path, ignore_errors=True)
+                return *_read_state(path, stage, expected), problems
+            except Damaged as error:
+                aside = set_aside(path, self.path / "damaged")
+                problems.append(f"{error}; moved to {aside}")
+            except OSError as error:
+                raise PdlabError(
+                    f"{error.filename or path} cannot be read: {reason(error)}; put that right and give the same "
+                    "command again, nothing was changed"
+                ) from None
         return {}, {}, problems
 
     def drop_states(self, stage: str) -> None:
         """Remove the states of a stage whose checkpoint is written."""
         for path in self._states(stage):
-            shutil.rmtree(path, ignore_errors=True)
+            discard(path)
 
     def _states(self, stage: str) -> list[Path]:
-        return sorted((self.path / "progress").glob(f"{stage}-*"))
+        pattern = re.compile(rf"{re.escape(stage)}-\d{{8}}")
+        return sorted(path for path in (self.path / "progress").glob(f"{stage}-*") if pattern.fullmatch(path.name))
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _read_state(path: Path, stage: str, expected: Shapes | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
-        value: dict[str, Any] = json.loads(file.read_text())
-        return value
-    except (OSError, ValueError):
-        raise PdlabError(f"{file} cannot be read: choose another --run, or remove that folder") from None
+        header = schema.read(path / "state.json", State)
+        if path.name != f"{stage}-{header['updates']:08d}":
+            raise Damaged(f"{path} is damaged: its state.json is that of update {header['updates']}")
+        tensors = read_weights(path / "state.safetensors", header["sha256"], expected)
+    except FileNotFoundError as error:
+        raise Damaged(f"{path} is damaged: it has no {Path(error.filename).name}") from None
+    return tensors, header
 
 
 def _differences(before: Any, now: Any, path: str = "") -> list[str]:

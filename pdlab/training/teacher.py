@@ -15,7 +15,7 @@ from pdlab.networks.grow import grow
 from pdlab.networks.unet import UNet
 from pdlab.seeds import seed_for
 from pdlab.training.checkpoint import Checkpoint, build_network, conditioning, data_shape, save
-from pdlab.training.cost import Cost, forward_flops
+from pdlab.training.cost import Cost, check_memory, forward_flops
 from pdlab.training.log import Log
 from pdlab.training.loop import fit
 from pdlab.training.machine import Machine
@@ -48,13 +48,18 @@ def train(
     denoiser = new_denoiser(preset, seed) if grow_from is None else grown_denoiser(preset, grow_from, seed)
     origin = None if grow_from is None else grow_from.sha256
     settings = settings_of(preset)
+    denoiser = machine.place(denoiser)
     # How the rounds will go may still change: it does not make another teacher.
     own = {name: value for name, value in settings.items() if name not in ("distill", "first_steps")}
-    run.claim("train", {"preset": own, "data": describe(source), "seed": seed, "grow_from": origin})
+    own["precision"] = machine.precision_for(denoiser.network)
+    claim = {"preset": own, "data": describe(source), "seed": seed, "grow_from": origin}
+    note = run.claim("train", claim, machine.describe())
     if (done := run.checkpoint(TEACHER)) is not None:
         run.drop_states(TEACHER)  # a kill may have come between the checkpoint and this
         return done
-    denoiser = machine.place(denoiser)
+    run.check_free(TEACHER)
+    if note and log is not None:
+        log.say(note)
     source = source.to(machine.device)
     objective = DiffusionObjective(preset.weighting, preset.teacher.label_drop)
     trained = fit(
@@ -77,7 +82,7 @@ def train(
         "ema": preset.teacher.ema > 0,
         "seed": seed,
         "teacher": None,
-        "grown_from": None if grow_from is None else _origin(grow_from),
+        **({} if grow_from is None else {"grown_from": _origin(grow_from)}),
         "device": machine.describe(),
         "cost": dataclasses.asdict(Cost.of(preset.teacher, flops, 0, trained.seconds)),
     }
@@ -140,8 +145,9 @@ def settings_of(preset: Preset) -> dict[str, Any]:
 
 
 def check_preset(preset: Preset, source: Source) -> None:
-    """Raise PdlabError unless the preset's network takes the examples of `source`."""
+    """Raise PdlabError unless the preset's network takes the examples of `source`, and both fit into memory."""
     check_fits(source, data_shape(preset.network), preset.network.num_classes, f"preset {preset.name}")
+    check_memory(preset.network, preset.output, preset.teacher)
 
 
 def check_fits(source: Source, shape: tuple[int, ...], num_classes: int, what: str) -> None:

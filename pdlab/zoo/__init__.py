@@ -9,26 +9,35 @@
     NAME/samples.png, README.md to look at and to read
 
 A ladder is named by what ships with the package (`names()`), or by the path of a folder that `build` made.
-Files are checked against the manifest's hashes when they are read; nothing is unpickled.
+Files are checked against the manifest's hashes when they are read, and the manifest against its seal and schema;
+nothing is unpickled.
 """
 
-import json
+import hashlib
+import io
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import safetensors.torch
 import torch
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
+from typing_extensions import TypedDict
 
+from pdlab import schema
 from pdlab.data import ImageSource
 from pdlab.data import load as load_data
 from pdlab.diffusion.denoiser import Denoiser
-from pdlab.errors import PdlabError
-from pdlab.training.checkpoint import Checkpoint, file_sha256
+from pdlab.errors import PdlabError, reason
+from pdlab.files import read_bytes
+from pdlab.metrics.card import Row
+from pdlab.training.checkpoint import Checkpoint, Data
 from pdlab.training.checkpoint import load as load_checkpoint
+from pdlab.training.presets import from_dict
+from pdlab.zoo.recipe import Recipe
 
 HOME = Path(__file__).parent
 MANIFEST, REPORT, NOISE, SAMPLES, POOL = (
@@ -38,7 +47,81 @@ MANIFEST, REPORT, NOISE, SAMPLES, POOL = (
     "samples.safetensors",
     "pool.png",
 )
-_PREFERRED = ("cifar10-gpu",)
+MOST_BYTES = 256 << 20  # of one file of a ladder
+_PREFERRED = ("cifar10",)
+
+
+class Rung(TypedDict):
+    """One checkpoint of a ladder, as its manifest has it."""
+
+    name: Annotated[str, Field(pattern=r"^(teacher|student-\d{4,})$")]
+    steps: schema.Steps | None
+    file: str
+    sha256: schema.Sha256
+    teacher: schema.Sha256 | None
+    float32: schema.Sha256
+    preset: str
+    images: schema.Whole
+    flops: schema.NotNegative
+    seconds: schema.NotNegative
+    device: str
+    rows: list[Row]
+
+
+class Sized(Data):
+    """The data set, and the side that a folder's images were brought to."""
+
+    size: schema.Count | None
+
+
+class Entry(TypedDict):
+    """One file of a ladder."""
+
+    sha256: schema.Sha256
+    bytes: schema.Whole
+
+
+class Manifest(TypedDict):
+    """manifest.json without its seal; `settings` is a preset."""
+
+    name: str
+    preset: str
+    settings: dict[str, Any]
+    data: Sized
+    first_steps: schema.Steps
+    seed: schema.Whole
+    recipe: Recipe
+    commit: str | None
+    versions: dict[str, str]
+    rungs: Annotated[list[Rung], Field(min_length=1)]
+    samples: dict[str, Any]
+    pool: dict[str, Any]
+    throughput: dict[str, Any]
+    seconds: schema.NotNegative
+    files: dict[str, Entry]
+
+
+class Floors(TypedDict):
+    """What real images score."""
+
+    frechet: dict[str, float | int | str]
+    kernel: dict[str, float | int | str]
+
+
+class Report(TypedDict):
+    """report.json of a ladder without its seal."""
+
+    teacher_steps: schema.Steps
+    rows: Annotated[list[Row], Field(min_length=1)]
+    floors: Floors
+    best_nu: dict[str, float]
+    nu_search: list[Row]
+    teacher_best: dict[str, Any]
+    memorising: dict[str, Any]
+    cost: dict[str, Any]
+    fid: list[Row]
+    seconds: schema.NotNegative
+    bias: dict[str, Any]
 
 
 def names() -> list[str]:
@@ -65,12 +148,23 @@ def folder(name: str) -> Path:
 
 def manifest(name: str) -> dict[str, Any]:
     """The manifest of ladder `name`; PdlabError if it cannot be read."""
-    return _json(folder(name) / MANIFEST)
+    return manifest_at(folder(name))
+
+
+def manifest_at(path: Path) -> dict[str, Any]:
+    """The manifest of the ladder in folder `path`; PdlabError if it cannot be read or is none."""
+    file = path / MANIFEST
+    try:
+        stat = file.stat()
+        return _manifest(file, stat.st_mtime_ns, stat.st_size, stat.st_ino)
+    except OSError as error:
+        raise _damaged(file, error) from error
 
 
 def report(name: str) -> dict[str, Any]:
     """The measured report of ladder `name`: rows with cards, costs, nearest training images."""
-    return _json(_checked(name, REPORT))
+    _content(name, REPORT)
+    return schema.read(folder(name) / REPORT, Report)
 
 
 def load(name: str, steps: int | None = None) -> Denoiser:
@@ -85,36 +179,39 @@ def checkpoint(name: str, steps: int | None = None) -> Checkpoint:
     """The same with what is known about it: preset, data, cost, lineage, hash."""
     rung = _rung(name, steps)
     found = load_checkpoint(folder(name) / rung["name"])
-    if found.sha256 != rung["sha256"]:
+    if found.sha256 != rung["sha256"] or found.denoiser.steps != steps:
         raise PdlabError(f"{found.path} is not the model of {name}'s manifest: install pdlab again")
+    _content(name, f"{rung['name']}/model.json")
     return found
 
 
-def find(text: str) -> Path:
-    """The checkpoint folder that `text` names: a path, or LADDER:STEPS, or LADDER:teacher.
+def find(text: str) -> Checkpoint:
+    """The checkpoint that `text` names: a path, or LADDER:STEPS, or LADDER:teacher.
 
     What exists as a path is a path; what does not and names no ladder stays one, for the reader's own message.
     """
     path, (name, colon, rung) = Path(text), text.rpartition(":")
-    if path.exists():
-        return path
-    if text in names():
+    try:
+        there = path.exists()
+    except (OSError, ValueError) as error:
+        raise PdlabError(f"{text:.100} cannot be the name of a checkpoint: {reason(error)}") from None
+    if not there and text in names():
         raise PdlabError(f"{text} is a ladder: name a model of it, {text}:teacher or {text}:STEPS (see pdlab zoo)")
-    if not colon:
-        return path
-    if rung != "teacher" and not rung.isdecimal():
+    if there or not colon:
+        return load_checkpoint(path)
+    if rung != "teacher" and not (rung.isdecimal() and len(rung) < 10):
         raise PdlabError(f"{text}: after the colon comes a number of steps or teacher, e.g. {name}:4")
-    return folder(name) / str(_rung(name, None if rung == "teacher" else int(rung))["name"])
+    return checkpoint(name, None if rung == "teacher" else int(rung))
 
 
 def noise(name: str) -> Tensor:
     """The 64 fixed noises of ladder `name`, float32 `[64, C, H, W]`."""
-    path = _checked(name, NOISE)
+    content = _content(name, NOISE)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             return torch.from_numpy(archive["noise"])
     except (OSError, ValueError, KeyError) as error:
-        raise _damaged(path) from error
+        raise _damaged(folder(name) / NOISE, error) from error
 
 
 def samples(name: str) -> dict[tuple[str, int], Tensor]:
@@ -122,27 +219,29 @@ def samples(name: str) -> dict[tuple[str, int], Tensor]:
 
     The kind is "distilled" (the student of so many steps) or "ddim" (the undistilled teacher).
     """
-    path = _checked(name, SAMPLES)
+    content = _content(name, SAMPLES)
     try:
-        tensors = safetensors.torch.load_file(path)
+        tensors = safetensors.torch.load(content)
         return {
             (kind, int(steps)): t for (kind, _, steps), t in ((k.partition("/"), t) for k, t in tensors.items())
         }
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise _damaged(path) from error
+        raise _damaged(folder(name) / SAMPLES, error) from error
 
 
 def pool(name: str) -> ImageSource:
     """2,048 samples of the teacher of ladder `name`: images to work on where its data set is not at hand."""
-    path, made = _checked(name, POOL), manifest(name)
+    content, made = _content(name, POOL), manifest(name)
     channels, height, width = made["data"]["shape"]
     try:
-        with Image.open(path) as picture:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
+            if picture.width * picture.height > 1 << 26:
+                raise ValueError(f"{picture.width} × {picture.height} pixels are too many")
             sheet = np.array(picture)
-    except (OSError, ValueError) as error:
-        raise _damaged(path) from error
-    sheet = sheet.reshape(*sheet.shape[:2], -1)[:, :, :channels]
-    tiles = sheet.reshape(sheet.shape[0] // height, height, sheet.shape[1] // width, width, channels)
+        sheet = sheet.reshape(*sheet.shape[:2], -1)[:, :, :channels]
+        tiles = sheet.reshape(sheet.shape[0] // height, height, sheet.shape[1] // width, width, channels)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise _damaged(folder(name) / POOL, error) from error
     images = torch.from_numpy(tiles.transpose(0, 2, 4, 1, 3).reshape(-1, channels, height, width).copy())
     return ImageSource(images, name=f"samples of {name}'s teacher")
 
@@ -172,30 +271,27 @@ def _rung(name: str, steps: int | None) -> dict[str, Any]:
     raise PdlabError(f"{name} has no student of {steps} steps: there are {there}, and the teacher")
 
 
-def _checked(name: str, file: str) -> Path:
-    """The path of `file`, whose hash is the manifest's."""
-    path = folder(name) / file
+def _content(name: str, file: str) -> bytes:
+    """The content of `file`, whose size and hash are the manifest's."""
+    path, entry = folder(name) / file, manifest(name)["files"].get(file)
     try:
-        stat = path.stat()
-        if _sha256(path, stat.st_mtime_ns, stat.st_size) != manifest(name)["files"][file]["sha256"]:
+        if entry is None or path.stat().st_size != entry["bytes"]:
             raise _damaged(path)
-    except (OSError, KeyError) as error:
-        raise _damaged(path) from error
-    return path
+        content = read_bytes(path, MOST_BYTES)
+        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+            raise _damaged(path)
+    except OSError as error:
+        raise _damaged(path, error) from error
+    return content
 
 
-@lru_cache(maxsize=64)
-def _sha256(path: Path, changed: int, size: int) -> str:
-    return file_sha256(path)
+@lru_cache(maxsize=16)
+def _manifest(path: Path, changed: int, size: int, inode: int) -> dict[str, Any]:
+    found = schema.read(path, Manifest)
+    from_dict(found["settings"], f"{path}: settings")
+    return found
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value: dict[str, Any] = json.loads(path.read_text())
-        return value
-    except (OSError, ValueError) as error:
-        raise _damaged(path) from error
-
-
-def _damaged(path: Path) -> PdlabError:
-    return PdlabError(f"{path} is missing or damaged: install pdlab again, or build the ladder again")
+def _damaged(path: Path, why: Exception | None = None) -> PdlabError:
+    because = f" ({reason(why)})" if why is not None else ""
+    return PdlabError(f"{path} is missing or damaged{because}: install pdlab again, or build the ladder again")

@@ -6,7 +6,8 @@ RUN/figures/     one file for every figure
 OUT/             the ladder, renamed into place when it is whole
 """
 
-import json
+import io
+import os
 import shutil
 import subprocess
 import time
@@ -16,35 +17,40 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import safetensors.torch
 import torch
 from PIL import Image
 from torch import Tensor
+from typing_extensions import TypedDict
 
+from pdlab import schema
 from pdlab.data import ImageSource
 from pdlab.data.source import to_uint8
 from pdlab.diffusion.samplers import sample
 from pdlab.distillation.rounds import distill
-from pdlab.distillation.throughput import matrix_rate, throughput
-from pdlab.errors import PdlabError
+from pdlab.distillation.throughput import Throughput, matrix_rate, throughput
+from pdlab.errors import PdlabError, reason
+from pdlab.files import atomic_folder, digest_of, discard, write
 from pdlab.metrics.bias import sample_size_bias
 from pdlab.metrics.card import Row, versions
 from pdlab.metrics.evaluate import Yardstick, generate, noise
 from pdlab.metrics.features import FeatureExtractor, extractor, inception_at_hand
 from pdlab.metrics.reference import nearest_distances, reference_features
-from pdlab.training.checkpoint import Checkpoint, file_sha256, load, save
+from pdlab.training.checkpoint import Checkpoint, load, save
 from pdlab.training.cost import cost_report
 from pdlab.training.log import Log
 from pdlab.training.machine import Machine
 from pdlab.training.presets import Preset, preset
 from pdlab.training.run import Run
 from pdlab.training.teacher import describe, settings_of, train
-from pdlab.zoo import MANIFEST, NOISE, POOL, REPORT, SAMPLES
+from pdlab.zoo import MANIFEST, NOISE, POOL, REPORT, SAMPLES, Manifest, Report, manifest_at
 from pdlab.zoo.measure import (
     NEAREST,
     Cell,
     best_nus,
+    kept,
     measure,
     nu_cells,
     own_cells,
@@ -82,13 +88,13 @@ def build(
     where Inception's weights are at hand, and left empty otherwise.
 
     Raises PdlabError for settings that do not fit the data, another `run`'s settings, or an `out` that is
-    something else than a ladder.
+    something else than a ladder, that another process builds, or that lies in `run` or around it.
     """
-    if out.exists() and not (out / MANIFEST).is_file():
-        raise PdlabError(f"{out} exists and is no ladder: choose another --out")
+    check_apart(run, out)
     log = log or Log(quiet=True)
     started, commit = time.monotonic(), _commit()
-    with Run(run) as folder:
+    with _alone(out), Run(run) as folder:
+        check_replaceable(out)
         trained = [train(settings, source, folder, machine, seed=seed, log=log)]
         teacher = load(trained[0])
         trained += distill(
@@ -103,11 +109,9 @@ def build(
             drawn = draw(models, folder_out, seed)
             pool, images = _pool(models[0], report, recipe, folder_out, machine, seed, log)
             report["bias"] = _bias(images, {"pixels", features}, machine)
-            _write_json(folder_out / REPORT, report)
-            with (folder_out / "samples.png").open("wb") as file:
-                picture(drawn, report).savefig(file, format="png")
+            _write_json(folder_out / REPORT, report, Report)
+            write(folder_out / "samples.png", _png(picture(drawn, report)))
             manifest = {
-                "format": 1,
                 "name": name,
                 "preset": settings.name,
                 "settings": settings_of(settings),
@@ -123,13 +127,47 @@ def build(
                 "throughput": speed,
                 "seconds": time.monotonic() - started,
             }
-            (folder_out / "README.md").write_text(page(manifest, report))
+            write(folder_out / "README.md", page(manifest, report).encode())
             files = [p for p in sorted(folder_out.rglob("*")) if p.is_file() and p.name != "README.md"]
             manifest["files"] = {
-                str(p.relative_to(folder_out)): {"sha256": file_sha256(p), "bytes": p.stat().st_size} for p in files
+                str(p.relative_to(folder_out)): {"sha256": digest_of(p), "bytes": p.stat().st_size} for p in files
             }
-            _write_json(folder_out / MANIFEST, manifest)
+            _write_json(folder_out / MANIFEST, manifest, Manifest)
     return manifest
+
+
+def check_apart(run: Path, out: Path) -> None:
+    """Raise PdlabError where `out` and `run` are the same folder, or one lies inside the other."""
+    one, other = out.resolve(), run.resolve()
+    if one == other or one in other.parents or other in one.parents:
+        raise PdlabError(
+            f"--out {out} and --run {run} lie inside one another: choose an --out apart from the run, whose files "
+            "are not the ladder's"
+        )
+
+
+def check_replaceable(out: Path) -> None:
+    """Raise PdlabError unless `out` is not there, or is a ladder with no file in it that is not the ladder's.
+
+    What a kill left between the two renames of an earlier build is put back first.
+    """
+    if _old(out).is_dir() and not out.exists():
+        _old(out).rename(out)
+    if not os.path.lexists(out):
+        return
+    if out.is_symlink() or not out.is_dir() or not (out / MANIFEST).is_file():
+        raise PdlabError(f"{out} exists and is no ladder: choose another --out")
+    try:
+        own = {MANIFEST, "README.md", *manifest_at(out)["files"]}
+    except PdlabError as error:
+        raise PdlabError(f"{out} exists and is not replaced ({error}): choose another --out") from None
+    own |= {str(parent) for name in own for parent in Path(name).parents}
+    foreign = sorted(name for path in out.rglob("*") if (name := str(path.relative_to(out))) not in own)
+    if foreign:
+        raise PdlabError(
+            f"{out} holds what is not the ladder's ({', '.join(foreign[:3])}): move it away, or choose "
+            "another --out"
+        )
 
 
 def pack(name: str, settings: Preset, trained: list[Path], packed: Path) -> list[Path]:
@@ -165,13 +203,14 @@ def draw(models: list[Path], out: Path, seed: int) -> dict[tuple[str, int], Tens
     """Write the fixed noises, and what the students and undistilled DDIM make of them in float32, into `out`."""
     loaded = [load(path) for path in models]
     z = noise(loaded[0].shape, NOISES, seed)
-    with (out / NOISE).open("wb") as file:
-        np.savez_compressed(file, noise=z.numpy())
+    content = io.BytesIO()
+    np.savez_compressed(content, noise=z.numpy())
+    write(out / NOISE, content.getvalue())
     first = int(loaded[0].info["preset"]["first_steps"])
     drawn = {("ddim", n): to_uint8(sample(loaded[0].denoiser, z, n)) for n in powers(first)}
     drawn |= {("distilled", m.denoiser.steps or 0): to_uint8(sample(m.denoiser, z)) for m in loaded[1:]}
     tensors = {f"{kind}/{n:04d}": images.contiguous() for (kind, n), images in sorted(drawn.items())}
-    (out / SAMPLES).write_bytes(safetensors.torch.save(tensors))
+    write(out / SAMPLES, safetensors.torch.save(tensors))
     return drawn
 
 
@@ -207,7 +246,9 @@ def _pool(
         )
         images = torch.cat([to_uint8(part.cpu()) for part in parts])
     columns = 2 ** (max(1, recipe.pool).bit_length() // 2)
-    Image.fromarray(tiled(images, columns).squeeze()).save(out / POOL, format="png", optimize=True)
+    content = io.BytesIO()
+    Image.fromarray(tiled(images, columns).squeeze()).save(content, format="png", optimize=True)
+    write(out / POOL, content.getvalue())
     return {"n": recipe.pool, "sampler": how["sampler"], "steps": steps, "seed": seed + 1}, images
 
 
@@ -296,26 +337,30 @@ def _nearest_held_out(
     return quantiles(nearest_distances(real, yardstick.features))
 
 
+class Throughputs(TypedDict):
+    """figures/throughput.json."""
+
+    device: str
+    bf16_matrix_flops: schema.Positive
+    steps: list[Throughput]
+
+
 def _throughput(settings: Preset, machine: Machine, run: Path, seconds: float) -> dict[str, Any]:
     """Images a second of the preset and, on a GPU, of the paper's CIFAR-10 network; measured once a run."""
-    kept = run / _FIGURES / "throughput.json"
-    if kept.exists():
-        done: dict[str, Any] = json.loads(kept.read_text())
-        return done
-    rate = matrix_rate(machine)
-    measured = throughput(settings, machine, settings.teacher.batch, rate, seconds)
-    if machine.device.type == "cuda":
-        measured += throughput(
-            preset("cifar10-paper"), machine, preset("cifar10-paper").teacher.batch, rate, seconds
-        )
-    result = {
-        "device": machine.describe(),
-        "bf16_matrix_flops": rate,
-        "steps": [asdict(entry) for entry in measured],
-    }
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    _write_json(kept, result)
-    return result
+
+    def work() -> dict[str, Any]:
+        rate = matrix_rate(machine)
+        measured = throughput(settings, machine, settings.teacher.batch, rate, seconds)
+        if machine.device.type == "cuda":
+            paper = preset("cifar10-paper")
+            measured += throughput(paper, machine, paper.teacher.batch, rate, seconds)
+        return {
+            "device": machine.describe(),
+            "bf16_matrix_flops": rate,
+            "steps": [asdict(entry) for entry in measured],
+        }
+
+    return kept(run / _FIGURES / "throughput.json", Throughputs, work)
 
 
 def _rung(path: Path, report: Mapping[str, Any]) -> dict[str, Any]:
@@ -359,25 +404,45 @@ def _commit() -> str | None:
 
 
 @contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """No other process builds `out` meanwhile."""
+    file = out.with_name(f".{out.name}.lock")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(file).acquire(timeout=0):
+            try:
+                yield
+            finally:
+                file.unlink(missing_ok=True)
+    except filelock.Timeout:
+        raise PdlabError(f"another pdlab builds {out}: wait for it, or choose another --out") from None
+    except OSError as error:
+        raise PdlabError(f"cannot write {out}: {reason(error)}; choose another --out") from error
+
+
+@contextmanager
 def _replaced(out: Path) -> Iterator[Path]:
     """A new folder that becomes `out` when the block ends well; what was there before goes only then."""
-    temporary, old = (out.with_name(f".{out.name}.{end}") for end in ("new", "old"))
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        for path in (temporary, old):
-            shutil.rmtree(path, ignore_errors=True)
-        temporary.mkdir()
+    with atomic_folder(out, "choose another --out") as temporary:
         yield temporary
+        check_replaceable(out)  # it took hours
         if out.exists():
-            out.rename(old)
-        temporary.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise PdlabError(f"cannot write {out}: {reason}; free some space there, or choose another --out") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            discard(_old(out))
+            out.rename(_old(out))
+    discard(_old(out))
 
 
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n")
+def _old(out: Path) -> Path:
+    return out.with_name(f".{out.name}.old")
+
+
+def _png(figure: Any) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
+
+
+def _write_json(path: Path, value: Mapping[str, Any], kind: Any) -> None:
+    content = schema.sealed(value)
+    write(path, content)
+    schema.read(path, kind)  # what could not be read again is not shipped

@@ -1,17 +1,19 @@
 """The figures of a ladder: every sampler at every step count, each kept on disk as soon as it is measured."""
 
-import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from typing_extensions import NotRequired, TypedDict
 
+from pdlab import schema
 from pdlab.diffusion.samplers import nfe
-from pdlab.files import atomic_file
+from pdlab.errors import PdlabError
+from pdlab.files import write
 from pdlab.metrics.card import Row
 from pdlab.metrics.evaluate import Yardstick, rows_of, sample_features
 from pdlab.metrics.reference import nearest_distances
@@ -22,6 +24,13 @@ from pdlab.zoo.recipe import Recipe
 
 #: Samples whose nearest training images are looked for, and the quantiles of the distances that are kept.
 NEAREST, QUANTILES = 1000, (0.01, 0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+class Measured(TypedDict):
+    """The figures of a cell."""
+
+    rows: list[Row]
+    nearest: NotRequired[dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -81,15 +90,15 @@ def best_nus(results: Sequence[tuple[Cell, dict[str, Any]]]) -> list[Cell]:
 
 
 def measure(
-    cells: Sequence[Cell], yardstick: Yardstick, machine: Machine, kept: Path, log: Log, seed: int = 0
+    cells: Sequence[Cell], yardstick: Yardstick, machine: Machine, folder: Path, log: Log, seed: int = 0
 ) -> list[tuple[Cell, dict[str, Any]]]:
     """The figures of `cells`, in their order: {"rows": […], "nearest": quantiles by name}.
 
-    What lies in the folder `kept` already is read from there. On a CPU with several threads, as many cells are
+    What lies in `folder` already, undamaged, is read from there. On a CPU with several threads, as many cells are
     measured at a time, each in one.
     """
-    files = [kept / cell.file(yardstick) for cell in cells]
-    todo = [(cell, file) for cell, file in zip(cells, files, strict=True) if not file.exists()]
+    files = [folder / cell.file(yardstick) for cell in cells]
+    todo = [(cell, file) for cell, file in zip(cells, files, strict=True) if found(file, Measured) is None]
     # Longest first, so that no thread is left alone with one.
     todo.sort(key=lambda pair: -nfe(pair[0].sampler, pair[0].steps))
     threads = torch.get_num_threads()
@@ -99,8 +108,7 @@ def measure(
 
     def work(pair: tuple[Cell, Path]) -> str:
         cell, file = pair
-        with atomic_file(file) as stream:
-            stream.write(json.dumps(_measure(cell, yardstick, machine, seed, stop)).encode())
+        kept(file, Measured, lambda: _measure(cell, yardstick, machine, seed, stop))
         return file.stem
 
     each = max(1, threads // workers)
@@ -112,7 +120,24 @@ def measure(
             stop.set()
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
-    return [(cell, json.loads(file.read_text())) for cell, file in zip(cells, files, strict=True)]
+    return [(cell, schema.read(file, Measured)) for cell, file in zip(cells, files, strict=True)]
+
+
+def found(file: Path, kind: Any) -> dict[str, Any] | None:
+    """What `kept` keeps in `file`; None if it is not there or is damaged, and is to be made anew."""
+    try:
+        return schema.read(file, kind)
+    except (FileNotFoundError, PdlabError):
+        return None
+
+
+def kept(file: Path, kind: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `make` makes, a `kind`: made once and kept in `file`."""
+    there = found(file, kind)
+    if there is None:
+        there = make()
+        write(file, schema.sealed(there), "choose another --run")
+    return there
 
 
 def quantiles(distances: torch.Tensor) -> dict[str, float]:

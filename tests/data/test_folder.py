@@ -122,7 +122,7 @@ def test_the_second_time_nothing_is_decoded(root: Path, private_cache: Path) -> 
     file.write_bytes(b"x" * stat.st_size)
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert torch.equal(images(root).images, first.images)
-    assert len(list(private_cache.rglob("*.npy"))) == 1
+    assert len(list(private_cache.rglob("*.pixels"))) == 1
 
 
 def test_a_changed_folder_or_size_is_prepared_anew(root: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_changed_folder_or_size_is_prepared_anew(root: Path) -> None:
 def test_a_damaged_cache_is_made_anew(root: Path, private_cache: Path) -> None:
     paint(root / "a.png", "green")
     first = images(root)
-    (cached,) = private_cache.rglob("*.npy")
+    (cached,) = private_cache.rglob("*.pixels")
     for damaged in (cached.read_bytes()[:-3], b"", b"garbage"):
         cached.write_bytes(damaged)
         assert torch.equal(images(root).images, first.images)

@@ -138,7 +138,7 @@ def test_unreadable_data_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> Non
         raise PermissionError(13, "Permission denied", "/data/secret")
 
     monkeypatch.setattr(pdlab.data.cifar10, "load", refuse)
-    with pytest.raises(PdlabError, match="/data/secret: Permission denied"):
+    with pytest.raises(PdlabError, match="/data/secret: permission denied"):
         load("cifar10", root="/data")
 
 

@@ -92,7 +92,8 @@ def test_weights_are_downloaded_by_checksum(weights, monkeypatch, tmp_path):
     monkeypatch.setenv("PDLAB_CACHE", str(tmp_path))
     asked = []
     monkeypatch.setattr(
-        "pdlab.metrics.features.download", lambda url, dest, *, sha256: asked.append((url, dest, sha256)) or weights
+        "pdlab.metrics.features.download",
+        lambda url, dest, *, sha256, most: asked.append((url, dest, sha256)) or weights,
     )
     extractor("inception")
     ((url, dest, sha256),) = asked

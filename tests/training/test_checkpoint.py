@@ -17,10 +17,24 @@ from pdlab.errors import PdlabError
 from pdlab.networks.mlp import MLPConfig
 from pdlab.networks.unet import UNetConfig
 from pdlab.training.checkpoint import build_network, load, save
+from pdlab.training.cost import Cost
+from pdlab.training.presets import preset
+from pdlab.training.teacher import settings_of
+from tests import sealed
 
 TINY_UNET = UNetConfig(
     image_size=8, channels=8, multipliers=(1, 2), blocks=1, attention=(4,), embedding_channels=16, num_classes=3
 )
+INFO = {
+    "model": "distilled",
+    "preset": settings_of(preset("digits")),
+    "data": {"name": "digits", "split": "train", "shape": [1, 8, 8], "num_classes": 10, "digest": "a" * 64},
+    "ema": True,
+    "seed": 0,
+    "teacher": None,
+    "device": "CPU, 1 thread",
+    "cost": dataclasses.asdict(Cost(1, 1, 1, 1.0, 1.0)),
+}
 TINY_MLP = MLPConfig((1, 8, 8), width=16, blocks=1, embedding_channels=8)
 
 
@@ -36,10 +50,10 @@ def test_round_trip(config: UNetConfig | MLPConfig, output: str, tmp_path: Path)
     original = denoiser(config, output, steps=4)
     for parameter in original.parameters():
         torch.nn.init.normal_(parameter)
-    digest = save(tmp_path / "a", original, {"model": "distilled"})
+    digest = save(tmp_path / "a", original, INFO)
     read = load(tmp_path / "a")
     assert read.sha256 == digest
-    assert read.info == {"model": "distilled"}
+    assert read.info == json.loads(json.dumps(INFO))
     assert (read.denoiser.steps, read.denoiser.output) == (4, output)
     assert read.denoiser.schedule == original.schedule
     assert read.denoiser.network.config == original.network.config
@@ -50,7 +64,7 @@ def test_round_trip(config: UNetConfig | MLPConfig, output: str, tmp_path: Path)
 
 
 def test_equal_weights_have_equal_names(tmp_path: Path) -> None:
-    assert save(tmp_path / "a", denoiser(), {}) == save(tmp_path / "b", denoiser(), {"other": 1})
+    assert save(tmp_path / "a", denoiser(), {}) == save(tmp_path / "b", denoiser(), INFO)
 
 
 def test_others_can_read_what_one_saved(tmp_path: Path) -> None:
@@ -80,8 +94,7 @@ def truncate(folder: Path) -> None:
 
 
 def edit(folder: Path, **changes: object) -> None:
-    file = folder / "model.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    sealed.edit(folder / "model.json", lambda header: header.update(changes))
 
 
 DAMAGE = {
@@ -89,11 +102,17 @@ DAMAGE = {
     "weights truncated": (truncate, "damaged"),
     "weights missing": (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors"),
     "header missing": (lambda f: (f / "model.json").unlink(), "has no model.json"),
-    "header cut": (lambda f: (f / "model.json").write_text('{"format": 1, "sha'), "cannot be read"),
-    "header of another program": (lambda f: (f / "model.json").write_text("[1]"), "not a checkpoint"),
-    "future format": (lambda f: edit(f, format=99), "not a checkpoint that this version"),
-    "other network": (lambda f: edit(f, network={"kind": "mlp", "shape": [3]}), "does not describe"),
-    "unknown kind": (lambda f: edit(f, network={"kind": "gan"}), "does not describe"),
+    "header cut": (lambda f: (f / "model.json").write_text('{"format": 2, "sha'), "is damaged"),
+    "header of another program": (lambda f: (f / "model.json").write_text("[1]"), "not a JSON object"),
+    "future format": (lambda f: edit(f, format=99), "is of format 99, and this version of pdlab"),
+    "other network": (
+        lambda f: edit(f, network={"kind": "mlp", "shape": [3]}),
+        "does not hold the weights",
+    ),
+    "unknown kind": (
+        lambda f: edit(f, network={"kind": "gan"}),
+        "kind must be one of mlp, unet, not 'gan'",
+    ),
     "unknown output": (lambda f: edit(f, output="y"), "unknown output"),
 }
 
@@ -139,7 +158,7 @@ def test_a_full_disk_loses_nothing_that_was_there(tmp_path: Path) -> None:
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "student-0004")]
     result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert result.returncode == 2, result.stderr
-    assert "could not write" in result.stdout
+    assert "cannot write" in result.stdout
     assert result.stdout.count("\n") == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["student-0008"]  # no half of the new one either
     assert load(tmp_path / "student-0008").sha256 == before
@@ -155,7 +174,7 @@ def test_no_permission(tmp_path: Path) -> None:
 
 def test_a_path_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(PdlabError, match="could not write"):
+    with pytest.raises(PdlabError, match="cannot write"):
         save(tmp_path / "file" / "a", denoiser(), {})
 
 

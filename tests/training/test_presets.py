@@ -62,13 +62,13 @@ def test_override_reads_every_type() -> None:
         ({"teacher.learning_rate": "1"}, "unknown field 'teacher.learning_rate'.* lr,"),
         ({"teacher.lr": "fast"}, "does not read as float"),
         ({"teacher.lr": "nan"}, "not nan"),
-        ({"teacher.lr": "-1"}, "lr above 0"),
-        ({"teacher.updates": "0"}, "at least 1"),
+        ({"teacher.lr": "-1"}, "teacher: lr must be greater than 0, not -1"),
+        ({"teacher.updates": "0"}, "updates must be greater than or equal to 1"),
         ({"teacher.flip": "maybe"}, "does not read as bool"),
         ({"teacher": "1"}, "not a single field"),
         ({"output": "w"}, "unknown output 'w': choose one of x, eps, v, both"),
         ({"weighting": "min-snr"}, "unknown weighting"),
-        ({"precision": "fp8"}, "unknown precision"),
+        ({"precision": "fp8"}, "precision must be 'auto', 'fp32' or 'bf16', not 'fp8'"),
     ],
 )
 def test_bad_overrides(change: dict[str, str], message: str) -> None:

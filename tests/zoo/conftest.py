@@ -40,11 +40,12 @@ class Ladder:
         return str(self.path)
 
 
-def build_digits(place: Path, log: Log | None = None, seed: int = 0) -> Ladder:
+def build_digits(
+    place: Path, log: Log | None = None, seed: int = 0, run: str = "run", out: str = "ladder"
+) -> Ladder:
     """Build (or go on building) the ladder of digits below `place`."""
     source = data.load("digits")
     assert isinstance(source, ImageSource)
-    run, out = place / "run", place / "ladder"
     machine = Machine("cpu", "fp32")
     made = build(
         "tiny",
@@ -52,15 +53,15 @@ def build_digits(place: Path, log: Log | None = None, seed: int = 0) -> Ladder:
         RECIPE,
         source,
         None,
-        run,
-        out,
+        place / run,
+        place / out,
         machine,
         features="pixels",
         seed=seed,
         log=log,
         seconds=0.02,
     )
-    return Ladder(run, out, made)
+    return Ladder(place / run, place / out, made)
 
 
 @pytest.fixture(scope="session")

@@ -13,11 +13,12 @@ from pdlab import data, zoo
 from pdlab.data import to_uint8
 from pdlab.diffusion.samplers import nfe, sample
 from pdlab.errors import PdlabError
+from pdlab.files import digest_of
 from pdlab.metrics.bias import sample_size_bias
 from pdlab.metrics.card import Row, comparable
 from pdlab.metrics.evaluate import Yardstick, evaluate, noise
 from pdlab.metrics.features import extractor
-from pdlab.training.checkpoint import file_sha256, load
+from pdlab.training.checkpoint import load
 from pdlab.training.log import Log
 from pdlab.training.machine import Machine
 from pdlab.zoo import build as building
@@ -31,7 +32,7 @@ def test_lineage_goes_from_every_student_to_the_teacher(ladder: Ladder) -> None:
     assert [rung["steps"] for rung in rungs] == [None, 4, 2, 1]
     assert [rung["teacher"] for rung in rungs] == [None, *(rung["sha256"] for rung in rungs[:-1])]
     for rung in rungs:
-        assert file_sha256(ladder.path / rung["file"]) == rung["sha256"]
+        assert digest_of(ladder.path / rung["file"]) == rung["sha256"]
         assert rung["images"] > 0
         assert rung["seconds"] > 0
         assert rung["device"] == "CPU, 1 thread"
@@ -195,9 +196,59 @@ def test_a_ladder_is_replaced_and_nothing_else_is(ladder: Ladder, tmp_path: Path
     shutil.rmtree(tmp_path / "ladder")
     shutil.copytree(ladder.run, tmp_path / "run")
     shutil.copytree(ladder.path, tmp_path / "ladder")
-    (tmp_path / "ladder" / "old.txt").write_text("of the ladder before")
+    (tmp_path / "ladder" / "teacher" / "thesis.tex").write_text("years")
+    with pytest.raises(PdlabError, match=r"holds what is not the ladder's \(teacher/thesis.tex\)"):
+        build_digits(tmp_path)
+    assert (tmp_path / "ladder" / "teacher" / "thesis.tex").read_text() == "years"
+    (tmp_path / "ladder" / "teacher" / "thesis.tex").unlink()
+    before = (tmp_path / "ladder" / "manifest.json").read_bytes()
     build_digits(tmp_path)
-    assert not (tmp_path / "ladder" / "old.txt").exists()
+    assert (tmp_path / "ladder" / "manifest.json").read_bytes() != before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ladder", "run"]
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"format": 1, "rungs": []}'])
+def test_a_folder_with_a_manifest_of_another_kind_is_kept(content: str, tmp_path: Path) -> None:
+    (tmp_path / "ladder").mkdir()
+    (tmp_path / "ladder" / "manifest.json").write_text(content)
+    (tmp_path / "ladder" / "thesis.tex").write_text("years")
+    with pytest.raises(PdlabError, match="exists and is not replaced"):
+        build_digits(tmp_path)
+    assert (tmp_path / "ladder" / "thesis.tex").read_text() == "years"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("run", "out"), [("same", "same"), ("par/run", "par"), ("run", "run/ladder")])
+def test_run_and_ladder_lie_apart(run: str, out: str, tmp_path: Path) -> None:
+    with pytest.raises(PdlabError, match="lie inside one another"):
+        build_digits(tmp_path, run=run, out=out)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_ladder_between_its_two_renames_is_put_back(ladder: Ladder, tmp_path: Path) -> None:
+    shutil.copytree(ladder.path, tmp_path / ".ladder.old")
+    building.check_replaceable(tmp_path / "ladder")
+    assert zoo.manifest(str(tmp_path / "ladder")) == zoo.manifest(ladder.name)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"device": 3}'])
+def test_a_damaged_figure_is_measured_anew(content: bytes, ladder: Ladder, tmp_path: Path) -> None:
+    shutil.copytree(ladder.run, tmp_path / "run")
+    figures = [
+        *(tmp_path / "run" / "figures").glob("teacher-ddim-0001-*"),
+        tmp_path / "run/figures/throughput.json",
+    ]
+    for file in figures:
+        file.write_bytes(content)
+    made = build_digits(tmp_path).manifest
+    assert [rung["rows"] for rung in made["rungs"]] == [rung["rows"] for rung in ladder.manifest["rungs"]]
+    for file in figures:
+        assert len(file.read_bytes()) > 100
+
+
+def test_two_builders_of_one_ladder(tmp_path: Path) -> None:
+    with building._alone(tmp_path / "ladder"), pytest.raises(PdlabError, match="another pdlab builds"):
+        build_digits(tmp_path)
 
 
 def test_another_run_is_not_mixed_in(ladder: Ladder, tmp_path: Path) -> None:
@@ -233,7 +284,7 @@ def test_weights_beyond_float16_are_refused(ladder: Ladder, tmp_path: Path) -> N
 def test_recipes() -> None:
     settings, how = recipe("cifar10-gpu")
     assert (settings.name, how.n, how.ddim) == ("cifar10-gpu", 50_000, 512)
-    assert recipe("cifar10")[1] == Recipe()
+    assert recipe("cifar10-paper")[1] == Recipe()
     assert adjusted(RECIPE, 80, 64) == Recipe(n=80, ddim=16, others=4, nus=(0.0, 1.0), nu_n=70, pool=64)
     assert adjusted(RECIPE, 66, 64).nu_n == 66
     with pytest.raises(PdlabError, match="1281 samples or more"):

@@ -13,8 +13,8 @@ from PIL import Image
 from pdlab import zoo
 from pdlab.data import to_uint8
 from pdlab.diffusion.samplers import sample
+from pdlab.files import digest_of
 from pdlab.metrics.card import Row
-from pdlab.training.checkpoint import file_sha256
 from pdlab.zoo.page import page
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +31,7 @@ def test_files_are_those_of_the_manifest_and_small(name: str) -> None:
     there = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert there == {*files, "manifest.json", "README.md"}
     for file, entry in files.items():
-        assert file_sha256(folder / file) == entry["sha256"]
+        assert digest_of(folder / file) == entry["sha256"]
         assert entry["bytes"] == (folder / file).stat().st_size <= 16 << 20
     assert sum(entry["bytes"] for file, entry in files.items() if file.endswith("model.safetensors")) <= 64 << 20
 

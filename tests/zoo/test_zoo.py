@@ -1,6 +1,5 @@
 """The loader: names, rungs, and one clear line for what is missing or damaged."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 
 from pdlab import data, zoo
 from pdlab.errors import PdlabError
+from tests.sealed import edit
 from tests.zoo.conftest import Ladder
 
 
@@ -18,14 +18,15 @@ def copy(ladder: Ladder, tmp_path: Path) -> Path:
 
 
 def test_ladders_and_rungs_are_found_by_name(ladder: Ladder) -> None:
-    assert zoo.find(f"{ladder.name}:4") == ladder.path / "student-0004"
-    assert zoo.find(f"{ladder.name}:teacher") == ladder.path / "teacher"
-    assert zoo.find(str(ladder.path)) == ladder.path
-    assert zoo.find("runs/none") == Path("runs/none")
+    assert zoo.find(f"{ladder.name}:4").path == ladder.path / "student-0004"
+    assert zoo.find(f"{ladder.name}:teacher").path == ladder.path / "teacher"
     for text, words in (
         ("atlantis:4", "no ladder 'atlantis'"),
         (f"{ladder.name}:3", "no student of 3 steps: there are 4, 2, 1, and the teacher"),
         (f"{ladder.name}:best", "number of steps or teacher"),
+        (str(ladder.path), "is a run with several checkpoints"),
+        ("runs/none", "there is no checkpoint runs/none"),
+        ("a" * 5000, "cannot be the name of a checkpoint"),
         (zoo.default(), "is a ladder: name a model of it"),
     ):
         with pytest.raises(PdlabError, match=words):
@@ -60,19 +61,24 @@ def test_a_damaged_or_exchanged_model_is_named(copy: Path) -> None:
     shutil.rmtree(copy / "student-0002")
     shutil.copytree(copy / "student-0001", copy / "student-0002")
     with pytest.raises(PdlabError, match="not the model of"):
-        zoo.load(str(copy), 2)
+        zoo.find(f"{copy}:2")
     (copy / "manifest.json").write_text("{")
-    with pytest.raises(PdlabError, match=r"manifest\.json is missing or damaged"):
+    with pytest.raises(PdlabError, match=r"manifest\.json is damaged"):
         zoo.manifest(str(copy))
+
+
+def test_no_rung_leaves_its_ladder(copy: Path) -> None:
+    shutil.copytree(copy / "student-0002", copy.parent / "student-0002")
+    edit(copy / "manifest.json", lambda made: made["rungs"][2].update(name="../student-0002"))
+    with pytest.raises(PdlabError, match=r"manifest\.json: rungs\.2\.name string must match pattern"):
+        zoo.find(f"{copy}:2")
 
 
 def test_the_pool_stands_in_only_for_data_that_are_absent(
     ladder: Ladder, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert zoo.images(ladder.name).name == "digits"
-    made = json.loads((copy / "manifest.json").read_text())
-    made["data"]["name"] = "cifar10-16px"
-    (copy / "manifest.json").write_text(json.dumps(made))
+    edit(copy / "manifest.json", lambda made: made["data"].update(name="cifar10-16px"))
     monkeypatch.setenv("PDLAB_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("PDLAB_DATA", raising=False)
     stand_in = zoo.images(str(copy))
@@ -98,7 +104,7 @@ def test_the_larger_ladder_is_the_default(ladder: Ladder, tmp_path: Path, monkey
     monkeypatch.setattr(zoo, "HOME", tmp_path)
     shutil.copytree(ladder.path, tmp_path / "a")
     assert zoo.default() == "a"
-    shutil.copytree(ladder.path, tmp_path / "cifar10-gpu")
-    assert zoo.names() == ["a", "cifar10-gpu"]
-    assert zoo.default() == "cifar10-gpu"
+    shutil.copytree(ladder.path, tmp_path / "cifar10")
+    assert zoo.names() == ["a", "cifar10"]
+    assert zoo.default() == "cifar10"
     assert data.load("digits").digest == zoo.images("a").digest
