@@ -370,8 +370,11 @@ def zoo(context: typer.Context) -> None:
 
 @zoo_app.command("build")
 def zoo_build(
-    name: Annotated[str, typer.Argument(metavar="PRESET", help="cifar10-gpu, cifar10-16px, digits, …")],
-    run: Annotated[Path | None, typer.Option("--run", help="Where to work (default: runs/PRESET).")] = None,
+    name: Annotated[str, typer.Argument(metavar="LADDER", help="cifar10, or a preset, such as digits.")],
+    by: Annotated[
+        str | None, typer.Option("--preset", help="Another preset to make it by, such as cifar10-gpu.")
+    ] = None,
+    run: Annotated[Path | None, typer.Option("--run", help="Where to work (default: runs/LADDER).")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The ladder's folder (default: RUN-zoo).")] = None,
     data: DataOption = None,
     download: DownloadOption = False,
@@ -391,12 +394,12 @@ def zoo_build(
     from pdlab.metrics.features import extractor
     from pdlab.training.log import Log
     from pdlab.training.machine import Machine
-    from pdlab.training.presets import override
+    from pdlab.training.presets import override, preset
     from pdlab.training.teacher import check_preset
     from pdlab.zoo.build import build
     from pdlab.zoo.recipe import adjusted, recipe
 
-    settings, how = recipe(name)
+    settings, how = recipe(name, by)
     settings = override(settings, _changes(set_, {"precision": precision and precision.value}))
     source = load_data(settings.data, "train", data, settings.size, download)
     if not isinstance(source, ImageSource):
@@ -405,6 +408,7 @@ def zoo_build(
     if features is Features.inception:
         raise PdlabError("FID is measured beside where Inception's weights are at hand: choose other --features")
     how = adjusted(how, n, extractor(features.value, shape=source.shape).dim)
+    earlier = [(stage, load_data(stage.data, "train", data, stage.size)) for stage in map(preset, how.grown_from)]
     run = run or Path("runs") / name
     machine = Machine(device.value, settings.precision, compile)
     with Log(run) as log:
@@ -412,7 +416,18 @@ def zoo_build(
         held_out = _held_out_of(settings.data, data, settings.size)
         place = out or run.with_name(f"{run.name}-zoo")
         build(
-            name, settings, how, source, held_out, run, place, machine, features=features.value, seed=seed, log=log
+            name,
+            settings,
+            how,
+            source,
+            held_out,
+            run,
+            place,
+            machine,
+            earlier=earlier,
+            features=features.value,
+            seed=seed,
+            log=log,
         )
     console.say(f"{place} is ready: see {place}/README.md")
 

@@ -93,7 +93,7 @@ class Cost:
 
 def cost_report(teachers: list[Checkpoint], students: list[Checkpoint]) -> dict[str, Any]:
     """What the teachers cost, what the rounds cost, and the ratios that the paper makes a claim about."""
-    costs = {"teacher": _total(teachers), "distillation": _total(students)}
+    costs = {"teacher": total_cost(teachers), "distillation": total_cost(students)}
     report: dict[str, Any] = {name: asdict(cost) for name, cost in costs.items()}
     if teachers and students:
         report["distillation_over_teacher"] = {
@@ -105,12 +105,15 @@ def cost_report(teachers: list[Checkpoint], students: list[Checkpoint]) -> dict[
 
 def cost_line(teacher: Checkpoint, students: list[Checkpoint]) -> str:
     """The cost of a ladder beside its teacher's, in one line."""
-    before, after = _total([teacher]), _total(students)
+    before, after = total_cost([teacher]), total_cost(students)
     return (
         f"cost: teacher {before.images:,} images, {before.flops:.2e} FLOPs, {before.seconds:.0f} s; "
         f"distillation {after.images:,} images, {after.flops:.2e} FLOPs, {after.seconds:.0f} s"
     )
 
 
-def _total(checkpoints: list[Checkpoint]) -> Cost:
-    return sum((Cost(**c.info["cost"]) for c in checkpoints), Cost(0, 0, 0, 0.0, 0.0))
+def total_cost(checkpoints: list[Checkpoint]) -> Cost:
+    """What `checkpoints` cost, the smaller networks that they grew from included."""
+    infos = [c.info for c in checkpoints]
+    parts = [info["cost"] for info in infos] + [info["grown_from"]["cost"] for info in infos if "grown_from" in info]
+    return sum((Cost(**part) for part in parts), Cost(0, 0, 0, 0.0, 0.0))

@@ -15,7 +15,7 @@ from pdlab.networks.grow import grow
 from pdlab.networks.unet import UNet
 from pdlab.seeds import seed_for
 from pdlab.training.checkpoint import Checkpoint, build_network, conditioning, data_shape, save
-from pdlab.training.cost import Cost, check_memory, forward_flops
+from pdlab.training.cost import Cost, check_memory, forward_flops, total_cost
 from pdlab.training.log import Log
 from pdlab.training.loop import fit
 from pdlab.training.machine import Machine
@@ -124,7 +124,8 @@ def grown_denoiser(preset: Preset, small: Checkpoint, seed: int) -> Denoiser:
 
 
 def _origin(small: Checkpoint) -> dict[str, Any]:
-    return {"sha256": small.sha256, "data": small.info["data"]["name"], "cost": small.info["cost"]}
+    whole = total_cost([small])  # with what it grew from itself
+    return {"sha256": small.sha256, "data": small.info["data"]["name"], "cost": dataclasses.asdict(whole)}
 
 
 def describe(source: Source) -> dict[str, Any]:

@@ -4,7 +4,8 @@
     NAME/teacher/, student-0004/, …   checkpoints, weights in float16
     NAME/report.json            all samplers against all step counts
     NAME/noise.npz              64 fixed noises, float32 [64, C, H, W]
-    NAME/samples.safetensors    what every rung, and undistilled DDIM, makes of them: uint8 [64, C, H, W] each
+    NAME/samples.safetensors    what every rung, and undistilled DDIM, makes of them: uint8 [64, C, H, W] each,
+                                of a ladder with classes as class k mod their number, at the stored guidances
     NAME/pool.png               2,048 samples of the teacher, one lossless mosaic
     NAME/samples.png, README.md to look at and to read
 
@@ -74,6 +75,14 @@ class Sized(Data):
     size: schema.Count | None
 
 
+class Guidance(TypedDict):
+    """The weights that samples are stored at, the one shown first, and the largest that students take."""
+
+    shown: schema.NotNegative
+    stored: Annotated[list[schema.NotNegative], Field(min_length=1)]
+    most: schema.NotNegative
+
+
 class Entry(TypedDict):
     """One file of a ladder."""
 
@@ -95,6 +104,7 @@ class Manifest(TypedDict):
     versions: dict[str, str]
     rungs: Annotated[list[Rung], Field(min_length=1)]
     samples: dict[str, Any]
+    guidance: Guidance
     pool: dict[str, Any]
     throughput: dict[str, Any]
     seconds: schema.NotNegative
@@ -214,17 +224,40 @@ def noise(name: str) -> Tensor:
         raise _damaged(folder(name) / NOISE, error) from error
 
 
-def samples(name: str) -> dict[tuple[str, int], Tensor]:
+def labels(name: str) -> Tensor | None:
+    """The class of each of `noise(name)`, int64 `[64]`: k modulo their number; None for a ladder without classes."""
+    made = manifest(name)
+    return labels_of(made["settings"]["network"].get("num_classes", 0), made["samples"]["noises"])
+
+
+def labels_of(num_classes: int, n: int) -> Tensor | None:
+    """Every class in turn, int64 `[n]`; None where there are none."""
+    return torch.arange(n) % num_classes if num_classes else None
+
+
+def classes(name: str) -> list[str]:
+    """The names of the classes that ladder `name` is conditioned on; empty for one without."""
+    made = manifest(name)
+    count = made["settings"]["network"].get("num_classes", 0)
+    return (made["data"].get("classes") or [str(k) for k in range(count)]) if count else []
+
+
+def samples(name: str, guidance: float | None = None) -> dict[tuple[str, int], Tensor]:
     """What is made of `noise(name)`, sampled in float32: uint8 `[64, C, H, W]` by (kind, steps).
 
-    The kind is "distilled" (the student of so many steps) or "ddim" (the undistilled teacher).
+    The kind is "distilled" (the student of so many steps) or "ddim" (the undistilled teacher). `guidance` is one
+    of the stored weights, manifest["guidance"]["stored"]; by default that which is shown first. PdlabError for
+    another.
     """
+    stored = manifest(name)["guidance"]
+    w = stored["shown"] if guidance is None else guidance
+    if w not in stored["stored"]:
+        there = ", ".join(f"{v:g}" for v in stored["stored"])
+        raise PdlabError(f"{name} has no samples at guidance {w:g} in store: there are {there}")
     content = _content(name, SAMPLES)
     try:
-        tensors = safetensors.torch.load(content)
-        return {
-            (kind, int(steps)): t for (kind, _, steps), t in ((k.partition("/"), t) for k, t in tensors.items())
-        }
+        keys = {key: key.split("/") for key in (tensors := safetensors.torch.load(content))}
+        return {(kind, int(n)): tensors[key] for key, (kind, n, at) in keys.items() if float(at) == w}
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise _damaged(folder(name) / SAMPLES, error) from error
 

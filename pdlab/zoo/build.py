@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +29,7 @@ from pdlab import schema
 from pdlab.data import ImageSource
 from pdlab.data.source import to_uint8
 from pdlab.diffusion.samplers import sample
+from pdlab.distillation.guided import GUIDED
 from pdlab.distillation.rounds import distill
 from pdlab.distillation.throughput import Throughput, matrix_rate, throughput
 from pdlab.errors import PdlabError, reason
@@ -65,6 +66,8 @@ NOISES = 64
 MOST_BYTES = 64 << 20  # of all weights together; a package is downloaded by people who want one rung
 _FIGURES = "figures"
 
+Drawn = dict[tuple[str, int, float], Tensor]  # by kind, steps and guidance: uint8 [NOISES, C, H, W]
+
 
 def build(
     name: str,
@@ -76,6 +79,7 @@ def build(
     out: Path,
     machine: Machine,
     *,
+    earlier: Sequence[tuple[Preset, ImageSource]] = (),
     features: str = "effnet-lite0",
     seed: int = 0,
     log: Log | None = None,
@@ -83,6 +87,8 @@ def build(
 ) -> dict[str, Any]:
     """Build ladder `name` by `settings` into the new folder `out`; returns its manifest.
 
+    The teacher grows from those of the `earlier` settings and data, trained in folders of `run` that bear their
+    names.
     `run` keeps all that was done, so the same call goes on from where it was stopped. A ladder at `out` is
     replaced when the new one is whole. `seconds` is how long each throughput is measured. FID is measured too
     where Inception's weights are at hand, and left empty otherwise.
@@ -95,7 +101,11 @@ def build(
     started, commit = time.monotonic(), _commit()
     with _alone(out), Run(run) as folder:
         check_replaceable(out)
-        trained = [train(settings, source, folder, machine, seed=seed, log=log)]
+        small = None
+        for stage, images in earlier:
+            with Run(run / stage.name) as inner:
+                small = load(train(stage, images, inner, machine, grow_from=small, seed=seed, log=log))
+        trained = [train(settings, source, folder, machine, grow_from=small, seed=seed, log=log)]
         teacher = load(trained[0])
         trained += distill(
             teacher, source, settings, folder, machine, first=settings.first_steps, seed=seed, log=log
@@ -106,11 +116,11 @@ def build(
         with _replaced(out) as folder_out:
             for path in models:
                 shutil.copytree(path, folder_out / path.name)
-            drawn = draw(models, folder_out, seed)
+            drawn = draw(models, folder_out, seed, recipe.shown)
             pool, images = _pool(models[0], report, recipe, folder_out, machine, seed, log)
             report["bias"] = _bias(images, {"pixels", features}, machine)
             _write_json(folder_out / REPORT, report, Report)
-            write(folder_out / "samples.png", _png(picture(drawn, report)))
+            write(folder_out / "samples.png", _png(picture(drawn, report, recipe.shown, source.classes)))
             manifest = {
                 "name": name,
                 "preset": settings.name,
@@ -123,6 +133,7 @@ def build(
                 "versions": versions(),
                 "rungs": [_rung(path, report) for path in models],
                 "samples": {"noises": NOISES, "seed": seed, "precision": "fp32", "sampler": "ddim", "clip": True},
+                "guidance": _guidance(models[-1], recipe),
                 "pool": pool,
                 "throughput": speed,
                 "seconds": time.monotonic() - started,
@@ -173,11 +184,13 @@ def check_replaceable(out: Path) -> None:
 def pack(name: str, settings: Preset, trained: list[Path], packed: Path) -> list[Path]:
     """Copies of the checkpoints `trained` (teacher first) in `packed`, in float16, each naming its packed teacher.
 
-    The students of the most steps are left out if all together exceed `MOST_BYTES`.
+    The students of the most steps are left out if all together exceed `MOST_BYTES`, and stage one of guided
+    distillation always: its teacher, guided, draws the same.
     """
-    sizes = {path: (path / "model.safetensors").stat().st_size // 2 for path in trained}
-    kept = [trained[0]]
-    for path in reversed(trained[1:]):  # fewest steps first
+    sizes = {path: (path / "model.safetensors").stat().st_size // 2 for path in trained if path.name != GUIDED}
+    teacher, *students = sizes
+    kept = [teacher]
+    for path in reversed(students):  # fewest steps first
         if sum(sizes[p] for p in kept) + sizes[path] <= MOST_BYTES:
             kept.append(path)
     parent, paths = None, []
@@ -199,19 +212,37 @@ def pack(name: str, settings: Preset, trained: list[Path], packed: Path) -> list
     return paths
 
 
-def draw(models: list[Path], out: Path, seed: int) -> dict[tuple[str, int], Tensor]:
-    """Write the fixed noises, and what the students and undistilled DDIM make of them in float32, into `out`."""
+def draw(models: list[Path], out: Path, seed: int, shown: float = 0.0) -> Drawn:
+    """Write the fixed noises, and what the students and undistilled DDIM make of them in float32, into `out`.
+
+    Noise k of a conditional ladder is drawn as class k modulo their number, at guidance 0 and `shown`.
+    """
     loaded = [load(path) for path in models]
     z = noise(loaded[0].shape, NOISES, seed)
     content = io.BytesIO()
     np.savez_compressed(content, noise=z.numpy())
     write(out / NOISE, content.getvalue())
     first = int(loaded[0].info["preset"]["first_steps"])
-    drawn = {("ddim", n): to_uint8(sample(loaded[0].denoiser, z, n)) for n in powers(first)}
-    drawn |= {("distilled", m.denoiser.steps or 0): to_uint8(sample(m.denoiser, z)) for m in loaded[1:]}
-    tensors = {f"{kind}/{n:04d}": images.contiguous() for (kind, n), images in sorted(drawn.items())}
+    labels = labels_of(loaded[0].denoiser.num_classes, NOISES)
+    drawn: Drawn = {}
+    for w in {0.0, shown}:
+        how: dict[str, Any] = {"labels": labels, "guidance": w}
+        drawn |= {("ddim", n, w): to_uint8(sample(loaded[0].denoiser, z, n, **how)) for n in powers(first)}
+        drawn |= {
+            ("distilled", m.denoiser.steps or 0, w): to_uint8(sample(m.denoiser, z, **how)) for m in loaded[1:]
+        }
+    tensors = {f"{kind}/{n:04d}/{w:g}": images.contiguous() for (kind, n, w), images in sorted(drawn.items())}
     write(out / SAMPLES, safetensors.torch.save(tensors))
     return drawn
+
+
+def _guidance(student: Path, recipe: Recipe) -> dict[str, Any]:
+    """The weights that samples are stored at, the one shown first, and the largest that students were made for."""
+    return {
+        "shown": recipe.shown,
+        "stored": sorted({0.0, recipe.shown}),
+        "most": load(student).denoiser.guidance_max,
+    }
 
 
 def tiled(images: Tensor, columns: int) -> np.ndarray:

@@ -1,6 +1,6 @@
 """A ladder's picture and its README, made from its report: no figure is typed by hand."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -33,10 +33,19 @@ def figures(report: Mapping[str, Any]) -> dict[str, dict[int, Row]]:
     return found
 
 
-def picture(drawn: Mapping[tuple[str, int], Tensor], report: Mapping[str, Any], n: int = 16) -> Figure:
+def picture(
+    drawn: Mapping[tuple[str, int, float], Tensor],
+    report: Mapping[str, Any],
+    guidance: float = 0.0,
+    classes: Sequence[str] = (),
+    n: int = 16,
+) -> Figure:
     """The first `n` noises in the columns `COLUMNS`: undistilled DDIM above, distilled below."""
     rows = {"teacher": "ddim", "distilled": "distilled"}
-    there = {model: {k: drawn[kind, k][:n] for k in COLUMNS if (kind, k) in drawn} for model, kind in rows.items()}
+    there = {
+        model: {k: drawn[kind, k, guidance][:n] for k in COLUMNS if (kind, k, guidance) in drawn}
+        for model, kind in rows.items()
+    }
     values = figures(report)
     captions = {
         model: {k: f"{row.metric} {row.value:.3g}" for k, row in values.get(kind, {}).items()}

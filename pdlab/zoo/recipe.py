@@ -8,7 +8,10 @@ from pdlab.training.presets import Preset, preset
 
 @dataclass(frozen=True)
 class Recipe:
-    """What `build` does with the preset of the same name.
+    """What `build` makes of a preset: the teacher's earlier stages, and what is measured and drawn.
+
+    The presets `grown_from` come before, each teacher growing from the one before. A ladder with guidance is
+    measured at every weight of `guidances`, and its pictures are drawn at `shown` and at 0.
 
     Undistilled samplers are read at 1, 2, 4, … steps: DDIM up to `ddim` steps, the others at up to as many
     network evaluations as `others`. The ancestral sampler's variance is chosen among `nus` for each step count
@@ -21,19 +24,35 @@ class Recipe:
     nus: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
     nu_n: int = 10_000
     pool: int = 2048
+    grown_from: tuple[str, ...] = ()
+    guidances: tuple[float, ...] = (0.0,)
+    shown: float = 0.0
 
 
+#: The preset that makes a ladder, where that has another name.
+_PRESETS = {"cifar10": "cifar10-cpu"}
 _RECIPES = {
     "digits": Recipe(n=2000, ddim=64, others=64, nus=(0.0, 0.3, 1.0), nu_n=1000),
-    "cifar10-gpu": Recipe(),
+    "cifar10-gpu": Recipe(guidances=(0.0, 0.5, 1.0, 2.0), shown=1.0),
+    # Two cores: hours, not days.
+    "cifar10-cpu": Recipe(
+        n=10_000,
+        ddim=64,
+        others=16,
+        nus=(),
+        grown_from=("cifar10-cpu-16px",),
+        guidances=(0.0, 0.5, 1.0, 2.0),
+        shown=1.0,
+    ),
     # Two cores: three quarters of an hour, not a day.
     "cifar10-16px": Recipe(n=5000, ddim=128, others=64, nus=(0.0, 0.3, 1.0), nu_n=1300),
 }
 
 
-def recipe(name: str) -> tuple[Preset, Recipe]:
-    """The preset `name` and how its ladder is measured; PdlabError for an unknown one."""
-    return preset(name), _RECIPES.get(name, Recipe())
+def recipe(name: str, by: str | None = None) -> tuple[Preset, Recipe]:
+    """The preset that ladder `name` is made by (`by`, or its own) and its recipe; PdlabError for an unknown one."""
+    settings = preset(by or _PRESETS.get(name, name))
+    return settings, _RECIPES.get(settings.name, Recipe())
 
 
 def adjusted(recipe: Recipe, n: int | None, dim: int) -> Recipe:
