@@ -240,7 +240,7 @@ def _measure(
         log.advance("reference features", done, n)
 
     def yardstick(n: int, search: bool = False, by: FeatureExtractor = extract) -> Yardstick:
-        kinds: Any = ("frechet",) if search else ("frechet", "kernel")
+        kinds: Any = ("frechet",) if search else recipe.kinds
         return Yardstick(source, by, n, held_out, kinds, progress, spread=not search)
 
     main = yardstick(recipe.n)
@@ -251,14 +251,14 @@ def _measure(
     ancestral = measure(chosen, main, machine, kept, log, seed)
     results = [*own, *undistilled, *ancestral]
     rows = [row for _, result in results for row in result["rows"]]
-    frechet = [row for row in rows if not row["metric"].startswith("KD-") and row["model"] == "teacher"]
+    frechet = [row for row in rows if Row.from_dict(row).kind == "frechet" and row["model"] == "teacher"]
     best = min(frechet, key=lambda row: row["value"])
     loaded = [load(path) for path in models]
     assert main.features is not None
     report = {
         "teacher_steps": loaded[0].info["preset"]["first_steps"],
         "rows": rows,
-        "floors": main.floors,
+        "real": main.real,
         "best_nu": {str(cell.steps): cell.nu for cell in chosen},
         "nu_search": [row for _, result in search for row in result["rows"]],
         "teacher_best": {**best["card"], "value": best["value"], "spread": best["spread"]},

@@ -27,7 +27,7 @@ def figures(report: Mapping[str, Any]) -> dict[str, dict[int, Row]]:
     found: dict[str, dict[int, Row]] = {}
     for data in report["rows"]:
         row = Row.from_dict(data)
-        if not row.metric.startswith("KD-"):
+        if row.kind == "frechet":
             kind = "distilled" if row.model == "distilled" else str(row.card.sampler["name"])
             found.setdefault(kind, {})[row.card.nfe + (kind == "heun")] = row
     return found
@@ -50,7 +50,7 @@ def page(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     name, data = manifest["name"], manifest["data"]
     values = figures(report)
     row = next(iter(next(iter(values.values())).values()))
-    cost, floor = report["cost"], report["floors"]["frechet"]
+    cost, floor = report["cost"], report["real"]["frechet"]
     size = "×".join(str(side) for side in data["shape"])
     lines = [
         f"# {name}",

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from pdlab.errors import PdlabError
+from pdlab.metrics.card import Kind
 from pdlab.training.presets import Preset, preset
 
 
@@ -12,7 +13,8 @@ class Recipe:
 
     Undistilled samplers are read at 1, 2, 4, … steps: DDIM up to `ddim` steps, the others at up to as many
     network evaluations as `others`. The ancestral sampler's variance is chosen among `nus` for each step count
-    by the Fréchet distance of `nu_n` samples, and measured anew. Figures are of `n` samples.
+    by the Fréchet distance of `nu_n` samples, and measured anew. Figures are of `n` samples, and of `kinds`, which
+    begin with the two distances.
     """
 
     n: int = 50_000
@@ -21,6 +23,7 @@ class Recipe:
     nus: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
     nu_n: int = 10_000
     pool: int = 2048
+    kinds: tuple[Kind, ...] = ("frechet", "kernel")
 
 
 _RECIPES = {
