@@ -86,6 +86,13 @@ NuOption = Annotated[
 ClipOption = Annotated[
     bool | None, typer.Option("--clip/--no-clip", help="Clip x to [-1, 1] in every step (default: for images).")
 ]
+GuidanceOption = Annotated[
+    float, typer.Option("--guidance", metavar="W", help="How far beyond its class each sample is drawn; 0 is not.")
+]
+ClassOption = Annotated[
+    list[str] | None,
+    typer.Option("--class", metavar="CLASS", help="A class to draw, by name or number; again for more, or a,b,c."),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Override any field, e.g. --set network.channels=64."),
@@ -263,11 +270,13 @@ def sample(
     sampler: SamplerName = SamplerName.ddim,
     nu: NuOption = 0.0,
     clip: ClipOption = None,
+    guidance: GuidanceOption = 0.0,
+    class_: ClassOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = Device.auto,
     precision: PrecisionOption = None,
 ) -> None:
-    """Draw samples from CHECKPOINT."""
+    """Draw samples from CHECKPOINT; of one with classes all in turn, or those given."""
     from pdlab.report import write_samples
     from pdlab.training.checkpoint import load
     from pdlab.training.machine import Machine
@@ -279,7 +288,19 @@ def sample(
     count = _step_count(model, steps)
     machine = Machine(device.value, precision.value if precision else model.info["preset"]["precision"])
     options = {"nu": nu} if sampler is SamplerName.ancestral else {}
-    write_samples(out, model, n, count, machine, sampler=sampler.value, seed=seed, clip=clip, options=options)
+    write_samples(
+        out,
+        model,
+        n,
+        count,
+        machine,
+        sampler=sampler.value,
+        seed=seed,
+        clip=clip,
+        guidance=guidance,
+        classes=None if class_ is None else [name.strip() for text in class_ for name in text.split(",")],
+        options=options,
+    )
     typer.echo(f"Wrote {n} samples of {checkpoint} in {count} step{'s' if count > 1 else ''} to {out}.")
 
 
@@ -299,6 +320,7 @@ def evaluate(
     sampler: SamplerName = SamplerName.ddim,
     nu: NuOption = 0.0,
     clip: ClipOption = None,
+    guidance: GuidanceOption = 0.0,
     data: DataOption = None,
     dataset: Annotated[str | None, typer.Option(help="Data set (default: the one it was trained on).")] = None,
     download: DownloadOption = False,
@@ -335,6 +357,7 @@ def evaluate(
         sampler=sampler.value,
         seed=seed,
         clip=clip,
+        guidance=guidance,
         options=options,
     )
     print_report(report)
