@@ -99,6 +99,13 @@ NuOption = Annotated[
 ClipOption = Annotated[
     bool | None, typer.Option("--clip/--no-clip", help="Clip x to [-1, 1] in every step (default: for images).")
 ]
+GuidanceOption = Annotated[
+    float, typer.Option("--guidance", metavar="W", help="How far beyond its class each sample is drawn; 0 is not.")
+]
+ClassOption = Annotated[
+    list[str] | None,
+    typer.Option("--class", metavar="CLASS", help="A class to draw, by name or number; again for more, or a,b,c."),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Override any field, e.g. --set network.channels=64."),
@@ -281,11 +288,13 @@ def sample(
     sampler: SamplerName = SamplerName.ddim,
     nu: NuOption = 0.0,
     clip: ClipOption = None,
+    guidance: GuidanceOption = 0.0,
+    class_: ClassOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = Device.auto,
     precision: PrecisionOption = None,
 ) -> None:
-    """Draw samples from CHECKPOINT."""
+    """Draw samples from CHECKPOINT; of one with classes all in turn, or those given."""
     from pdlab.report import write_samples
     from pdlab.training.checkpoint import known
     from pdlab.training.machine import Machine
@@ -297,7 +306,19 @@ def sample(
     count = _step_count(model, steps)
     machine = Machine(device.value, precision.value if precision else known(model)["preset"]["precision"])
     options = {"nu": nu} if sampler is SamplerName.ancestral else {}
-    write_samples(out, model, n, count, machine, sampler=sampler.value, seed=seed, clip=clip, options=options)
+    write_samples(
+        out,
+        model,
+        n,
+        count,
+        machine,
+        sampler=sampler.value,
+        seed=seed,
+        clip=clip,
+        guidance=guidance,
+        classes=None if class_ is None else [name.strip() for text in class_ for name in text.split(",")],
+        options=options,
+    )
     console.say(f"Wrote {n} samples of {checkpoint} in {count} step{'s' if count > 1 else ''} to {out}.")
 
 
@@ -317,6 +338,7 @@ def evaluate(
     sampler: SamplerName = SamplerName.ddim,
     nu: NuOption = 0.0,
     clip: ClipOption = None,
+    guidance: GuidanceOption = 0.0,
     data: DataOption = None,
     dataset: Annotated[str | None, typer.Option(help="Data set (default: the one it was trained on).")] = None,
     download: DownloadOption = False,
@@ -353,6 +375,7 @@ def evaluate(
         sampler=sampler.value,
         seed=seed,
         clip=clip,
+        guidance=guidance,
         options=options,
     )
     print_report(report)
@@ -389,8 +412,6 @@ def zoo_build(
     compile: CompileOption = None,
 ) -> None:
     """Train, distil, measure and pack a whole ladder; the same command again goes on from where it was."""
-    from pdlab.data import ImageSource
-    from pdlab.data import load as load_data
     from pdlab.metrics.features import extractor
     from pdlab.training.log import Log
     from pdlab.training.machine import Machine
@@ -401,14 +422,12 @@ def zoo_build(
 
     settings, how = recipe(name, by)
     settings = override(settings, _changes(set_, {"precision": precision and precision.value}))
-    source = load_data(settings.data, "train", data, settings.size, download)
-    if not isinstance(source, ImageSource):
-        raise PdlabError(f"{name} is 2-D: the zoo measures images only; try pdlab train and pdlab distill")
+    source = _images(settings, data, download)
     check_preset(settings, source)
     if features is Features.inception:
         raise PdlabError("FID is measured beside where Inception's weights are at hand: choose other --features")
     how = adjusted(how, n, extractor(features.value, shape=source.shape).dim)
-    earlier = [(stage, load_data(stage.data, "train", data, stage.size)) for stage in map(preset, how.grown_from)]
+    earlier = [(stage, _images(stage, data)) for stage in map(preset, how.grown_from)]
     run = run or Path("runs") / name
     machine = Machine(device.value, settings.precision, compile)
     with Log(run) as log:
@@ -587,6 +606,16 @@ def _data_of(model: Any, root: Path | None, dataset: str | None, download: bool)
     settings = known(model)["preset"]
     source = load_data(dataset or model.info["data"]["name"], "train", root, settings["size"], download)
     check_same_data(model, source)
+    return source
+
+
+def _images(settings: Any, root: Path | None, download: bool = False) -> Any:
+    from pdlab.data import ImageSource
+    from pdlab.data import load as load_data
+
+    source = load_data(settings.data, "train", root, settings.size, download)
+    if not isinstance(source, ImageSource):
+        raise PdlabError(f"{settings.data} is 2-D: the zoo measures images only; try pdlab train and pdlab distill")
     return source
 
 

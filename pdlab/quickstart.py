@@ -59,7 +59,7 @@ def quickstart(
         "teacher_steps": settings.first_steps,
         "seed": seed,
         "rows": [row.to_dict() for row in rows],
-        "floor": yardstick.floors["frechet"],
+        "real": yardstick.real["frechet"],
         "cost": cost_report([teacher], students),
         "seconds": time.monotonic() - started,
     }
@@ -98,11 +98,13 @@ def _draw(
     tensors = {f"{kinds[m]}/{k:04d}": images for m, cells in samples.items() for k, images in cells.items()}
     with atomic_file(out / SAMPLES) as file:  # as in the zoo, for the app
         file.write(safetensors.torch.save(tensors))
-    metric, n = rows[0].metric, rows[0].card.n
+    metric, card = rows[0].metric, rows[0].card
     captions = {m: {k: f"{metric} {v:.2f}" for k, v in values.items()} for m, values in figures.items()}
     title = "The same 16 noises in every cell: only the training and the number of steps differ"
-    floor = yardstick.floors["frechet"]["value"]
-    note = f"{teacher.info['data']['name']}, {n:,} samples against {len(yardstick.reference):,} training images"
+    floor = card.real["value"] if card.real else None
+    note = (
+        f"{teacher.info['data']['name']}, {card.n:,} samples against {len(yardstick.reference):,} training images"
+    )
     for name, figure in (
         ("samples.png", sample_grid(samples, captions, title)),
         ("curve.png", metric_curve(figures, metric, floor, note)),

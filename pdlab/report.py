@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,8 @@ from pdlab import console, memory, zoo
 from pdlab.data.source import ImageSource, Source, to_uint8
 from pdlab.errors import PdlabError
 from pdlab.files import atomic_file, check_place, write
-from pdlab.metrics.card import Row
-from pdlab.metrics.evaluate import Yardstick, evaluate, generate
+from pdlab.metrics.card import Kind, Row
+from pdlab.metrics.evaluate import Yardstick, evaluate, generate, labels_of
 from pdlab.metrics.features import extractor
 from pdlab.training.checkpoint import Checkpoint, build_network
 from pdlab.training.cost import cost_report, forward_flops
@@ -26,6 +26,8 @@ from pdlab.training.log import Log
 from pdlab.training.machine import Machine
 from pdlab.training.presets import preset, presets
 from pdlab.zoo.page import figures
+
+_COLUMNS = 40  # classes that a grid shows beside one another
 
 
 def evaluate_checkpoints(
@@ -42,13 +44,21 @@ def evaluate_checkpoints(
     sampler: str = "ddim",
     seed: int = 0,
     clip: bool | None = None,
+    guidance: float = 0.0,
+    classes: Sequence[str | int] | None = None,
     options: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Measure `models` at `counts` steps (default: their own, see `default_steps`); writes and returns the report.
 
-    Both distances are measured. The report holds rows, the cost of teachers and students, and the seconds.
-    Raises PdlabError for data that are not images, or too few samples.
+    Both distances, precision and recall are measured, and the class agreement of models with classes. The report
+    holds rows, the cost of teachers and students, and the seconds. Raises PdlabError for data that are not images,
+    too few samples, or a guidance or classes that a model does not know.
     """
+    for model in models:
+        model.denoiser.check_guidance(guidance)
+        model.class_numbers(classes)
+    conditional = any(model.denoiser.num_classes for model in models)
+    kinds: tuple[Kind, ...] = ("frechet", "kernel", "agreement", "precision", "recall")
     if not isinstance(reference, ImageSource):
         raise PdlabError(f"{reference.name} is 2-D: pdlab evaluate measures images only; draw with pdlab sample")
     check_place(out, "choose another --out")
@@ -63,7 +73,7 @@ def evaluate_checkpoints(
             by,
             n,
             held_out if isinstance(held_out, ImageSource) else None,
-            ("frechet", "kernel"),
+            kinds if conditional else [kind for kind in kinds if kind != "agreement"],
             partial(log.advance, "reference features"),
         )
         for model in models:
@@ -77,6 +87,8 @@ def evaluate_checkpoints(
                     sampler=sampler,
                     seed=seed,
                     clip=clip,
+                    guidance=guidance,
+                    classes=classes,
                     progress=show,
                     options=options,
                 )
@@ -106,19 +118,19 @@ def write_report(out: Path, report: dict[str, Any]) -> None:
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """The figures of a report as a table: one line a step count, one column a model and metric."""
+    """The figures of a report as a table: one line a model and step count, one column a metric."""
     rows = [Row.from_dict(row) for row in report["rows"]]
-    columns = list(dict.fromkeys((row.metric, row.model) for row in rows))
-    table = Table("steps", *(f"{metric}\n{model}" for metric, model in columns))
-    for steps in sorted({row.steps for row in rows}, reverse=True):
-        values = {(r.metric, r.model): r.value for r in rows if r.steps == steps}
-        table.add_row(str(steps), *(f"{values[c]:.4g}" if c in values else "" for c in columns))
+    metrics = {row.metric: row for row in rows}
+    table = Table("model", "steps", *(metric.replace("-", "\n", 1) for metric in metrics))
+    for model, steps in sorted(dict.fromkeys((row.model, row.steps) for row in rows), key=lambda line: -line[1]):
+        values = {row.metric: row.value for row in rows if (row.model, row.steps) == (model, steps)}
+        table.add_row(model, str(steps), *(f"{values[m]:.4g}" if m in values else "" for m in metrics))
     printer = console.output()
     printer.print(table)
-    for metric in dict.fromkeys(row.metric for row in rows):
-        card = next(row.card for row in rows if row.metric == metric)
-        floor = f"; real against real {card.floor['value']:.3g}" if card.floor else ""
-        printer.print(f"{metric}: {card.n:,} samples{floor}")
+    for metric, row in metrics.items():
+        real = f"; real images {row.card.real['value']:.3g}" if row.card.real else ""
+        guided = f", guidance {row.card.guidance:g}" if row.card.guidance else ""
+        printer.print(f"{metric}: {row.better} is better; {row.card.n:,} samples{guided}{real}")
     ratio = report["cost"].get("distillation_over_teacher")
     took = f"{report['seconds']:.0f} s"
     if ratio:
@@ -184,7 +196,7 @@ def print_zoo() -> None:
                 f"{size:.1f}",
             )
         printer.print(table)
-        floor = zoo.report(name)["floors"]["frechet"]["value"]
+        floor = zoo.report(name)["real"]["frechet"]["value"]
         printer.print(
             f"{name}: {made['data']['name']}, {shape}; {row.metric} of {row.card.n:,} samples of the undistilled "
             f"teacher (DDIM) and of the distilled student; real images {floor:.3g}\n"
@@ -203,11 +215,20 @@ def write_samples(
     sampler: str = "ddim",
     seed: int = 0,
     clip: bool | None = None,
+    guidance: float = 0.0,
+    classes: Sequence[str | int] | None = None,
     options: Mapping[str, float] | None = None,
 ) -> None:
-    """`n` samples as a grid (.png) or as an array `arr_0` (.npz): uint8 `[N, H, W, C]`, or points `[N, 2]`."""
+    """`n` samples as a grid (.png) or as an array `arr_0` (.npz): uint8 `[N, H, W, C]`, or points `[N, 2]`.
+
+    Sample k is of the (k mod m)-th of the m `classes`, by name or number (default: all): in a grid a column is a
+    class, and the array `arr_1` `[N]` holds their numbers. Raises PdlabError, and writes nothing, for a guidance
+    or a class that the model does not know.
+    """
     check_place(out, "choose another --out")
     memory.check(24 * n * torch.Size(model.shape).numel(), f"{n:,} samples", "take a smaller --n")
+    model.denoiser.check_guidance(guidance)
+    labels = labels_of(model.denoiser, n, model.class_numbers(classes))
     with Log() as log, machine.for_sampling(machine.place(model.denoiser).network):
         parts = generate(
             model.denoiser,
@@ -217,6 +238,8 @@ def write_samples(
             sampler,
             seed=seed,
             clip=clip,
+            guidance=guidance,
+            classes=model.class_numbers(classes),
             progress=partial(log.advance, "sampling"),
             options=options,
         )
@@ -225,19 +248,21 @@ def write_samples(
     with atomic_file(out) as file:
         if out.suffix == ".npz":
             array = samples if images is None else images.permute(0, 2, 3, 1)
-            np.savez_compressed(file, array.numpy())
+            np.savez_compressed(file, array.numpy(), *([] if labels is None else [labels.numpy()]))
         elif images is None:
             _scatter(samples).savefig(file, format="png")
         else:
-            _grid(images).save(file, format="png")
+            _grid(images, 1 if labels is None else len(labels.unique())).save(file, format="png")
 
 
-def _grid(images: Tensor) -> Any:
+def _grid(images: Tensor, classes: int) -> Any:
+    """A class a column; what has one class, or more than fit beside one another, about a square."""
     from PIL import Image
 
     from pdlab.teaching.plots import mosaic
 
-    sheet = mosaic(images, columns=max(1, round(len(images) ** 0.5)))
+    columns = classes if 1 < classes <= _COLUMNS else max(1, round(len(images) ** 0.5))
+    sheet = mosaic(images, columns=columns)
     # Small images are enlarged pixel by pixel, so that viewers do not smooth them.
     zoom = max(1, 512 // sheet.shape[1])
     sheet = sheet.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1)

@@ -56,15 +56,58 @@ def test_train_distill_sample_evaluate(pdlab, teacher: Path, tmp_path: Path) -> 
         (model, steps, metric)
         for model in ("teacher", "distilled")
         for steps in (2, 4)
-        for metric in ("FD-pixels", "KD-pixels")
+        for metric in ("FD-pixels", "KD-pixels", "precision-pixels", "recall-pixels")
     ]
     card = rows[0]["card"]
     assert card["n"] == 100
     assert card["checkpoint"] == load(teacher).sha256
     assert card["reference"]["size"] == 1797
-    assert card["floor"]["value"] > 0
-    assert "with replacement" in card["floor"]["how"]
+    assert card["real"]["value"] > 0
+    assert "with replacement" in card["real"]["how"]
     assert "distilled for 4 steps" in result.err  # and asked for 2
+
+
+def test_classes_and_guidance(pdlab, tmp_path: Path) -> None:
+    given = ("network.num_classes=10", "network.null_class=true", "teacher.label_drop=0.1")
+    conditional = [part for setting in given for part in ("--set", setting)]
+    fast = ("--steps", 100, "--lr", "1e-2", "--set", "teacher.ema=0")
+    assert pdlab("train", "digits", "--run", tmp_path / "r", *TINY, *fast, *conditional).code == 0
+    teacher, out = tmp_path / "r" / "teacher", tmp_path / "s.npz"
+    draw = ("sample", teacher, "--steps", 2, "--n", 5, "--out", out)
+
+    assert pdlab(*draw, "--class", "7", "--class", "3, 1", "--guidance", 1.5).code == 0
+    assert np.load(out)["arr_1"].tolist() == [7, 3, 1, 7, 3]
+    guided = np.load(out)["arr_0"]
+    assert pdlab(*draw, "--class", "7,3,1").code == 0
+    assert not np.array_equal(np.load(out)["arr_0"], guided)
+    assert pdlab(*draw).code == 0
+    assert np.load(out)["arr_1"].tolist() == [0, 1, 2, 3, 4]
+    assert pdlab("sample", teacher, "--steps", 1, "--n", 20, "--out", tmp_path / "g.png").code == 0
+    with Image.open(tmp_path / "g.png") as image:
+        assert image.width > 4 * image.height  # ten columns, two rows
+    out.unlink()
+    refused(pdlab(*draw, "--class", "ship"), "no class ship", "0, 1, 2", "9")
+    refused(pdlab(*draw, "--guidance", "inf"), "finite")
+    assert not out.exists()
+
+    how = ("--features", "pixels", "--n", 100, "--steps", 2, "--out", tmp_path / "e.json")
+    result = pdlab("evaluate", teacher, *how, "--guidance", 0.5)
+    assert result.code == 0
+    assert "agreement-pixels: higher is better" in result.out
+    rows = {row["metric"]: row for row in json.loads((tmp_path / "e.json").read_text())["rows"]}
+    assert list(rows) == [f"{kind}-pixels" for kind in ("FD", "KD", "agreement", "precision", "recall")]
+    card = rows["agreement-pixels"]["card"]
+    assert (card["guidance"], card["nfe"], card["classes"]) == (0.5, 4, [str(k) for k in range(10)])
+    assert 0.8 < card["real"]["value"] <= 1
+
+
+def test_models_without_classes_take_none(pdlab, teacher: Path, tmp_path: Path) -> None:
+    draw = ("sample", teacher, "--steps", 2, "--out", tmp_path / "s.npz")
+    refused(pdlab(*draw, "--class", "3"), "without classes")
+    refused(pdlab(*draw, "--guidance", "1"), "no null class")
+    how = ("--features", "pixels", "--n", 100, "--out", tmp_path / "r.json")
+    refused(pdlab("evaluate", teacher, *how, "--guidance", "1"), "no null class")
+    assert not list(tmp_path.glob("*.[nj]*"))
 
 
 def test_the_same_seed_gives_the_same_samples(pdlab, teacher: Path, tmp_path: Path) -> None:

@@ -67,15 +67,19 @@ def card(row: Row) -> str:
     """How a figure was measured, as a table."""
     c = row.card
     reference = c.reference
-    sampler = ", ".join([str(c.sampler["name"]), *(f"{k} = {v:g}" for k, v in c.sampler.items() if k != "name")])
-    floor = f"{c.floor['value']:.4g} ({c.floor['how']})" if c.floor else "not measured"
+    parameters = {k: v for k, v in c.sampler.items() if k != "name"} | (
+        {"guidance": c.guidance} if c.guidance else {}
+    )
+    sampler = ", ".join([str(c.sampler["name"]), *(f"{k} = {v:g}" for k, v in parameters.items())])
+    real = f"{c.real['value']:.4g} ({c.real['how']})" if c.real else "not measured"
     value = f"{row.value:.4g}" + (f" ± {row.spread:.2g}" if row.spread is not None else "")
     lines: Mapping[str, object] = {
-        "figure": f"{row.metric} {value} (lower is better)",
+        "figure": f"{row.metric} {value} ({row.better} is better)",
         "model": f"{row.model}, weights {(c.checkpoint or 'none')[:12]}, " + ("EMA" if c.ema else "not averaged"),
         "samples": f"{c.n:,}, seed {c.seed}, {c.rounding}",
+        **({"classes": ", ".join(c.classes) + ", in turn"} if c.classes else {}),
         "reference": f"{reference['name']} {reference['split']}, {reference['size']:,} images",
-        "real images score": floor,
+        "real images score": real,
         "features": f"{c.extractor['label']}, resize: {c.extractor['resize']}",
         "sampler": f"{sampler}; {steps_text(c.steps)}, {c.nfe} network calls, x̂ {'' if c.clip else 'not '}clipped",
         "computed in": f"{c.precision}, {c.device}",

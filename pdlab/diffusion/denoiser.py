@@ -90,6 +90,10 @@ class Denoiser(nn.Module):
         alpha, sigma = per_example(self.schedule.alpha(t), z), per_example(self.schedule.sigma(t), z)
         return OUTPUTS[self.output](z, alpha, sigma, raw)
 
+    def evaluations(self, guidance: float) -> int:
+        """Network evaluations of one prediction with this weight: guided, 2, unless it was distilled into one."""
+        return 2 if guidance and not self.guidance_max else 1
+
     def check_guidance(self, guidance: Tensor | float | None) -> None:
         """Raise PdlabError for a weight that this denoiser cannot be guided with."""
         if guidance is None:

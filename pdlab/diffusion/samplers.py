@@ -94,13 +94,15 @@ def ancestral(
     *,
     nu: float = 0.0,
     generator: torch.Generator | None = None,
+    draw: Callable[[Tensor], Tensor] | None = None,
     clip: bool | None = None,
     labels: Tensor | None = None,
     guidance: Tensor | float | None = None,
 ) -> Iterator[Step]:
     """The stochastic sampler (DDPM's, generalised): `nu` 0 takes the lower variance, 1 the upper. NFE = `steps`.
 
-    `generator` lives on the noise's device. No noise is added in the last step.
+    `generator` lives on the noise's device; `draw(z)` gives the fresh noise of a step, shaped like z, in its place.
+    No noise is added in the last step.
     """
     z = noise
     for t, s in _pairs(steps):
@@ -108,7 +110,10 @@ def ancestral(
         if s == 0:
             z = prediction.x
         else:
-            fresh = torch.randn(z.shape, generator=generator, device=z.device, dtype=z.dtype)
+            if draw is None:
+                fresh = torch.randn(z.shape, generator=generator, device=z.device, dtype=z.dtype)
+            else:
+                fresh = draw(z)
             z = ancestral_step(denoiser.schedule, z, _time(z, t), _time(z, s), prediction.x, fresh, nu)
         yield Step(s, z, prediction)
 
@@ -177,9 +182,9 @@ SAMPLERS: dict[str, Callable[..., Iterator[Step]]] = {
 }
 
 
-def nfe(sampler: str, steps: int) -> int:
-    """Network evaluations an image costs with this sampler."""
-    return 2 * steps - 1 if sampler == "heun" else steps
+def nfe(sampler: str, steps: int, each: int = 1) -> int:
+    """Network evaluations an image costs with this sampler; `each` prediction costs `Denoiser.evaluations`."""
+    return each * (2 * steps - 1 if sampler == "heun" else steps)
 
 
 @torch.no_grad()
@@ -198,8 +203,8 @@ def sample(
 
     `steps` defaults to the number a distilled denoiser was made for; another number is allowed and warned of.
     `labels` `[B]` are the classes to draw and `guidance` (a number or `[B]`) how far beyond them: see `Denoiser`.
-    `options` go to the sampler (`nu`, `generator`). Raises PdlabError for an unknown sampler, when `steps` is
-    missing for an undistilled denoiser, or for a guidance that this one cannot be given.
+    `options` go to the sampler (`nu`, `generator`, `draw`). Raises PdlabError for an unknown sampler, when `steps`
+    is missing for an undistilled denoiser, or for a guidance that this one cannot be given.
     """
     if sampler not in SAMPLERS:
         raise PdlabError(f"unknown sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}")

@@ -11,6 +11,15 @@ import pdlab
 from pdlab.errors import PdlabError
 from pdlab.metrics.features import FeatureExtractor
 
+Kind = Literal["frechet", "kernel", "agreement", "precision", "recall"]
+_NAMES: dict[Kind, str] = {
+    "frechet": "F",
+    "kernel": "KD-",
+    "agreement": "agreement-",
+    "precision": "precision-",
+    "recall": "recall-",
+}
+
 
 @dataclass(frozen=True)
 class Card:
@@ -24,6 +33,8 @@ class Card:
     sampler: dict[str, Any]  # its name and parameters
     steps: int
     nfe: int  # network evaluations per sample
+    guidance: float  # how far beyond its class each sample was guided; 0 is not
+    classes: list[str] | None  # sample k is of class k mod their number; None for a model without classes
     clip: bool  # whether the prediction of x was clipped to [-1, 1]
     seed: int
     ema: bool
@@ -31,7 +42,7 @@ class Card:
     precision: str
     device: str
     versions: dict[str, str]
-    floor: dict[str, Any] | None  # value, n, how: real images against the reference
+    real: dict[str, Any] | None  # value, n, how: what real images reach, the best that can be expected
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -52,7 +63,17 @@ class Row:
     metric: str
     value: float
     card: Card
-    spread: float | None = None  # Fréchet: standard error over draws; kernel: deviation between subsets
+    spread: float | None = None  # the standard error over draws of samples; kernel: deviation between subsets
+
+    @property
+    def kind(self) -> Kind:
+        """What was measured, by the figure's name."""
+        return next(kind for kind, name in _NAMES.items() if self.metric.startswith(name))
+
+    @property
+    def better(self) -> str:
+        """Which figures are better: "lower" for distances, "higher" for shares."""
+        return "lower" if self.kind in ("frechet", "kernel") else "higher"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -66,7 +87,7 @@ class Row:
 
 
 def figure_name(
-    kind: Literal["frechet", "kernel"],
+    kind: Kind,
     extractor: FeatureExtractor | str,
     n: int,
     reference_split: str,
@@ -75,12 +96,12 @@ def figure_name(
     """The name of a figure: FID only for what papers call FID, else its features' name.
 
     FID is the Fréchet distance on Inception-2015 features of 50,000 samples against the training split
-    (which, at fewer than 50,000 images, is only a part of one). All else is FD-<features> or, for the kernel
-    distance, KD-<features>. `extractor` is an extractor or its label.
+    (which, at fewer than 50,000 images, is only a part of one). All else is FD-<features>, KD-<features> for the
+    kernel distance, or its kind and the features. `extractor` is an extractor or its label.
     """
     label = extractor if isinstance(extractor, str) else extractor.label
-    if kind == "kernel":
-        return f"KD-{label}"
+    if kind != "frechet":
+        return f"{_NAMES[kind]}{label}"
     conventional = n == 50_000 and reference_split == "train" and reference_size >= 50_000
     return "FID" if conventional and label == "Inception2015" else f"FD-{label}"
 
@@ -88,7 +109,7 @@ def figure_name(
 def comparable(a: Card, b: Card) -> list[str]:
     """The fields in which `a` and `b` differ so that their figures must not share an axis; [] if they may.
 
-    Model, sampler, steps, seed and the machine may differ: those are what a plot compares.
+    Model, sampler, steps, guidance, seed and the machine may differ: those are what a plot compares.
     """
     same = ("metric", "n", "reference", "extractor", "rounding")
     return [name for name in same if getattr(a, name) != getattr(b, name)]

@@ -1,7 +1,7 @@
 """Measure denoisers: the same noise, the same rounding, the same reference for all; a card for every figure."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,25 +10,43 @@ from pdlab.data.source import ImageSource, to_uint8
 from pdlab.diffusion.denoiser import Denoiser
 from pdlab.diffusion.samplers import nfe, sample
 from pdlab.errors import PdlabError
-from pdlab.metrics.card import Card, Row, figure_name, versions
+from pdlab.metrics.agreement import real_agreement, reference_probe, standard_error
+from pdlab.metrics.card import Card, Kind, Row, figure_name, versions
 from pdlab.metrics.features import FeatureExtractor
 from pdlab.metrics.frechet import frechet_distance, frechet_spread
 from pdlab.metrics.kernel import kernel_distance
+from pdlab.metrics.manifold import MOST, Manifold
 from pdlab.metrics.reference import real_floor, reference_card, reference_features, reference_statistics
 from pdlab.metrics.statistics import FeatureStatistics
 from pdlab.seeds import generator_for
 from pdlab.training.checkpoint import Checkpoint
 from pdlab.training.machine import Machine
 
-Kind = Literal["frechet", "kernel"]
 Progress = Callable[[int, int], None]  # images done, images in all
 
+_SHARES: tuple[Kind, ...] = ("precision", "recall")
 _BLOCK = 250  # noise is drawn in blocks of this size, so that it does not depend on the batch
 
 
 def noise(shape: Sequence[int], n: int, seed: int) -> Tensor:
     """Standard normal `[n, *shape]` float32 on the CPU: the first `n` of one sequence for each seed."""
     return torch.cat(list(_noise_blocks(shape, n, seed)))
+
+
+def labels_of(denoiser: Denoiser, n: int, classes: Sequence[int] | None = None) -> Tensor | None:
+    """The classes `[n]` that samples of `denoiser` are drawn of; None for one without classes.
+
+    Sample k is of the (k mod m)-th of the m `classes` (default: all), so that each is drawn equally often.
+    Raises PdlabError for a class that there is not.
+    """
+    if not denoiser.num_classes:
+        if classes is not None:
+            raise PdlabError("this model was trained without classes: leave them out")
+        return None
+    chosen = torch.arange(denoiser.num_classes) if classes is None else torch.tensor(list(classes))
+    if len(chosen) == 0 or chosen.min() < 0 or chosen.max() >= denoiser.num_classes:
+        raise PdlabError(f"classes are numbers from 0 to {denoiser.num_classes - 1}, not {chosen.tolist()}")
+    return chosen[torch.arange(n) % len(chosen)]
 
 
 def generate(
@@ -40,44 +58,53 @@ def generate(
     *,
     seed: int = 0,
     clip: bool | None = None,
+    guidance: float = 0.0,
+    classes: Sequence[int] | None = None,
     batch: int = 1000,
     progress: Progress | None = None,
     options: Mapping[str, float] | None = None,
 ) -> Iterator[Tensor]:
     """Batches of samples `[b, *shape]` in float32, `n` in all, from `noise(shape, n, seed)`.
 
-    Classes of a conditional denoiser are drawn uniformly; the ancestral sampler's noise from `seed` too.
+    Sample k is of the class that `labels_of` says. It depends on `seed` and k, but neither on `batch` nor on `n`:
+    the ancestral sampler's noise, too, is of one stream for each block of k. Raises PdlabError for a guidance or
+    classes that `denoiser` cannot be given, before anything is drawn.
     """
-    device, done = denoiser.device, 0
-    blocks = list(range(0, n, _BLOCK))
-    for group in (blocks[i : i + max(1, batch // _BLOCK)] for i in range(0, len(blocks), max(1, batch // _BLOCK))):
-        z = torch.cat([_noise_block(shape, min(_BLOCK, n - start), seed, start) for start in group])
-        labels = None
-        if denoiser.num_classes:
-            draw = generator_for("cpu", seed, "labels", group[0])
-            labels = torch.randint(denoiser.num_classes, (len(z),), generator=draw).to(device)
-        extra: dict[str, Any] = dict(options or {})
-        if sampler == "ancestral":
-            extra["generator"] = generator_for(device, seed, "ancestral", group[0])
-        with torch.inference_mode():
-            yield sample(denoiser, z.to(device), steps, sampler, clip=clip, labels=labels, **extra)
-        done += len(z)
-        if progress is not None:
-            progress(done, n)
+    denoiser.check_guidance(guidance)
+    labels = labels_of(denoiser, n, classes)
+
+    def batches() -> Iterator[Tensor]:
+        device = denoiser.device
+        for begin in range(0, n, max(_BLOCK, batch // _BLOCK * _BLOCK)):
+            end = min(n, begin + max(_BLOCK, batch // _BLOCK * _BLOCK))
+            z = torch.cat(list(_noise_blocks(shape, end, seed, begin)))
+            extra: dict[str, Any] = dict(options or {})
+            if sampler == "ancestral":
+                extra["draw"] = _fresh_noise(begin, end, seed)
+            given = None if labels is None else labels[begin:end].to(device)
+            yield sample(
+                denoiser, z.to(device), steps, sampler, clip=clip, labels=given, guidance=guidance, **extra
+            )
+            if progress is not None:
+                progress(end, n)
+
+    return batches()
 
 
 class Yardstick:
-    """What samples are measured with: features, a reference, a number of samples, and the floor these set.
+    """What samples are measured with: features, a reference, a number of samples, and what real images reach.
 
     Args:
         reference: the training images.
         extractor: the features.
-        n: samples to be measured.
-        held_out: images the floor is taken of, if there are as many as `n`.
-        kinds: "frechet" and/or "kernel".
+        n: samples to be measured; precision and recall take at most the first 10,000.
+        held_out: real images to compare with, if there are as many as `n`.
+        kinds: what is measured: "frechet", "kernel", "agreement" (of models with classes), "precision", "recall".
         spread: also estimate the standard error of a Fréchet distance, at 5 times its cost.
 
-    Raises PdlabError if `n` is too small for the features.
+    `real[kind]` is what real images reach: {"value", "n", "how"}, or None where there are too few.
+
+    Raises PdlabError if `n` is too small for what is measured, or `reference` has no classes to agree with.
     """
 
     def __init__(
@@ -102,10 +129,26 @@ class Yardstick:
             raise PdlabError(f"too few samples: the kernel distance needs at least 2, not {n}")
         self.statistics = reference_statistics(reference, extractor, progress=progress)
         self.features = reference_features(reference, extractor) if "kernel" in kinds else None
-        self.floors = {}
-        for kind in kinds:
-            extra: dict[str, Any] = {"shrink_subsets": True} if kind == "kernel" else {}
-            self.floors[kind] = real_floor(reference, extractor, n, held_out, distance=kind, **extra)
+        self.real: dict[Kind, dict[str, Any] | None] = {}
+        if "frechet" in kinds:
+            self.real["frechet"] = real_floor(reference, extractor, n, held_out)
+        if "kernel" in kinds:
+            self.real["kernel"] = real_floor(
+                reference, extractor, n, held_out, distance="kernel", shrink_subsets=True
+            )
+        if "agreement" in kinds:
+            self._probe = reference_probe(reference, extractor)
+            self.real["agreement"] = real_agreement(reference, extractor, held_out)
+        if "precision" in kinds or "recall" in kinds:
+            count = min(n, MOST)
+            self._drawn = reference_features(reference, extractor, count)
+            self._manifold = Manifold.of(self._drawn)
+            self.real |= {kind: None for kind in _SHARES if kind in kinds}
+            if held_out is not None and len(held_out) >= count:
+                real = reference_features(held_out, extractor, count)
+                how = f"{count} held-out images ({held_out.name} {held_out.split})"
+                for kind in self.real.keys() & _SHARES:
+                    self.real[kind] = {"value": self._share(kind, real), "n": count, "how": how}
 
     def name(self, kind: Kind) -> str:
         """Name of the figure of this kind, e.g. FD-pixels."""
@@ -117,17 +160,39 @@ class Yardstick:
             len(self.reference),
         )
 
-    def measure(self, features: Tensor) -> dict[Kind, tuple[float, float | None]]:
-        """(value, spread) of each kind for samples' `features` `[n, dim]`."""
+    def taken(self, kind: Kind) -> tuple[int, dict[str, Any]]:
+        """How many samples, and which reference as a card names it, figures of this kind are of."""
+        if kind in _SHARES:
+            return min(self.n, MOST), reference_card(self.reference, min(self.n, MOST))
+        return self.n, reference_card(self.reference)
+
+    def measure(self, features: Tensor, labels: Tensor | None = None) -> dict[Kind, tuple[float, float | None]]:
+        """(value, spread) of each kind for samples' `features` `[n, dim]` of the classes `labels` `[n]`.
+
+        Samples without classes are not measured for agreement.
+        """
         figures: dict[Kind, tuple[float, float | None]] = {}
         for kind in self.kinds:
             if kind == "frechet":
                 spread = frechet_spread(features, self.statistics) if self.spread else None
                 figures[kind] = (frechet_distance(FeatureStatistics.of(features), self.statistics), spread)
-            else:
+            elif kind == "kernel":
                 assert self.features is not None
                 figures[kind] = kernel_distance(features, self.features, shrink_subsets=True)
+            elif kind == "agreement":
+                if labels is not None:
+                    figures[kind] = self._probe.agreement(features, labels)
+            else:
+                share = self._share(kind, features[:MOST])
+                of = len(features[:MOST]) if kind == "precision" else len(self._drawn)
+                figures[kind] = (share, standard_error(share, of))
         return figures
+
+    def _share(self, kind: Kind, features: Tensor) -> float:
+        """Precision or recall of `features` `[n, dim]`."""
+        if kind == "precision":
+            return self._manifold.holds(features)
+        return Manifold.of(features, self._manifold.centre).holds(self._drawn)
 
 
 def evaluate(
@@ -139,12 +204,18 @@ def evaluate(
     sampler: str = "ddim",
     seed: int = 0,
     clip: bool | None = None,
+    guidance: float = 0.0,
+    classes: Sequence[str | int] | None = None,
     batch: int = 1000,
     progress: Progress | None = None,
     options: Mapping[str, float] | None = None,
 ) -> list[Row]:
-    """Sample `checkpoint` in `steps` steps and measure it: one row for each kind of the yardstick."""
+    """Sample `checkpoint` in `steps` steps and measure it: one row for each kind of the yardstick.
+
+    `classes`, by name or number, are drawn in turn (default: all).
+    """
     how: dict[str, Any] = {"sampler": sampler, "seed": seed, "clip": clip, "options": options}
+    how |= {"guidance": guidance, "classes": classes}
     features = sample_features(checkpoint, steps, yardstick, machine, batch=batch, progress=progress, **how)
     return rows_of(features, checkpoint, steps, yardstick, machine, **how)
 
@@ -158,6 +229,8 @@ def sample_features(
     sampler: str = "ddim",
     seed: int = 0,
     clip: bool | None = None,
+    guidance: float = 0.0,
+    classes: Sequence[str | int] | None = None,
     batch: int = 1000,
     progress: Progress | None = None,
     options: Mapping[str, float] | None = None,
@@ -173,6 +246,8 @@ def sample_features(
             sampler,
             seed=seed,
             clip=clip,
+            guidance=guidance,
+            classes=checkpoint.class_numbers(classes),
             batch=batch,
             progress=progress,
             options=options,
@@ -190,21 +265,28 @@ def rows_of(
     sampler: str = "ddim",
     seed: int = 0,
     clip: bool | None = None,
+    guidance: float = 0.0,
+    classes: Sequence[str | int] | None = None,
     options: Mapping[str, float] | None = None,
 ) -> list[Row]:
     """Measure `features`, made by `sample_features` with the same arguments."""
-    denoiser = checkpoint.denoiser
+    denoiser, names = checkpoint.denoiser, checkpoint.classes
+    numbers = checkpoint.class_numbers(classes)
+    labels = labels_of(denoiser, len(features), numbers)
     rows = []
-    for kind, (value, spread) in yardstick.measure(features).items():
+    for kind, (value, spread) in yardstick.measure(features, labels).items():
+        n, reference = yardstick.taken(kind)
         card = Card(
             metric=yardstick.name(kind),
-            n=len(features),
-            reference=reference_card(yardstick.reference),
+            n=n,
+            reference=reference,
             extractor=yardstick.extractor.describe(),
             rounding="uint8, to nearest",
             sampler={"name": sampler, **(options or {})},
             steps=steps,
-            nfe=nfe(sampler, steps),
+            nfe=nfe(sampler, steps, denoiser.evaluations(guidance)),
+            guidance=float(guidance),
+            classes=None if labels is None else [names[k] for k in numbers or range(len(names))],
             clip=denoiser.bounded if clip is None else clip,
             seed=seed,
             ema=bool(checkpoint.info.get("ema")),
@@ -212,17 +294,27 @@ def rows_of(
             precision=machine.precision_for(denoiser.network),
             device=machine.describe(),
             versions=versions(),
-            floor=yardstick.floors[kind],
+            real=yardstick.real[kind],
         )
         rows.append(Row(str(checkpoint.info.get("model", "teacher")), steps, card.metric, value, card, spread))
     return rows
 
 
-def _noise_blocks(shape: Sequence[int], n: int, seed: int) -> Iterator[Tensor]:
-    for start in range(0, n, _BLOCK):
-        yield _noise_block(shape, min(_BLOCK, n - start), seed, start)
+def _noise_blocks(shape: Sequence[int], n: int, seed: int, first: int = 0) -> Iterator[Tensor]:
+    """The noise of samples `first` (a multiple of the block's size) to `n`, block by block."""
+    for start in range(first, n, _BLOCK):
+        yield _block(shape, n - start, generator_for("cpu", seed, "noise", start))
 
 
-def _noise_block(shape: Sequence[int], n: int, seed: int, start: int) -> Tensor:
-    generator = generator_for("cpu", seed, "noise", start)
+def _fresh_noise(first: int, n: int, seed: int) -> Callable[[Tensor], Tensor]:
+    """What the ancestral sampler adds to samples `first` to `n` in one step after the other."""
+    generators = {start: generator_for("cpu", seed, "ancestral", start) for start in range(first, n, _BLOCK)}
+
+    def draw(z: Tensor) -> Tensor:
+        return torch.cat([_block(z.shape[1:], n - start, g) for start, g in generators.items()]).to(z)
+
+    return draw
+
+
+def _block(shape: Sequence[int], n: int, generator: torch.Generator) -> Tensor:
     return torch.randn(_BLOCK, *shape, generator=generator)[:n]

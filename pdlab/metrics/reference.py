@@ -39,12 +39,16 @@ def reference_features(
     """
     if extractor.name == "pixels":
         return torch.cat(list(_batches(source, extractor, limit, progress, seed)))
-    path = _cache_path("features", source, extractor, limit, seed)
-    try:
-        features = read_tensors(path)[0]["features"]
-    except (PdlabError, KeyError):
-        features = torch.cat(list(_batches(source, extractor, limit, progress, seed)))
-        _keep(path, lambda: write_tensors(path, {"features": features}, {}))
+    path = cache_path("features", source, extractor, limit, seed)
+    rows = _rows(source, limit, seed)
+    whole = cache_path("features", source, extractor)
+    for kept, taken in ((path, slice(None)), (whole, rows)):
+        try:
+            return read_tensors(kept)[0]["features"][taken]
+        except (PdlabError, KeyError):
+            pass
+    features = torch.cat(list(_batches(source, extractor, limit, progress, seed)))
+    keep(path, lambda: write_tensors(path, {"features": features}, {}))
     return features
 
 
@@ -56,7 +60,7 @@ def reference_statistics(
     seed: int = 0,
 ) -> FeatureStatistics:
     """Mean and covariance of `reference_features`, cached in the same way."""
-    path = _cache_path("statistics", source, extractor, limit, seed)
+    path = cache_path("statistics", source, extractor, limit, seed)
     try:
         return FeatureStatistics.load(path)
     except PdlabError:
@@ -67,7 +71,7 @@ def reference_statistics(
             statistics.update(features)
     else:
         statistics = FeatureStatistics.of(reference_features(source, extractor, limit, progress, seed))
-    _keep(path, lambda: statistics.save(path))
+    keep(path, lambda: statistics.save(path))
     return statistics
 
 
@@ -154,7 +158,10 @@ def _batches(
             progress(done, len(rows))
 
 
-def _cache_path(kind: str, source: ImageSource, extractor: FeatureExtractor, limit: int | None, seed: int) -> Path:
+def cache_path(
+    kind: str, source: ImageSource, extractor: FeatureExtractor, limit: int | None = None, seed: int = 0
+) -> Path:
+    """Where what is computed of the source's features lies: named by the hash of all that decides it."""
     size = len(source.images)
     drawn = None if limit is None or limit >= size else [limit, seed]
     content = {"format": 1, "images": source.digest, "drawn": drawn, "extractor": extractor.describe()}
@@ -162,7 +169,8 @@ def _cache_path(kind: str, source: ImageSource, extractor: FeatureExtractor, lim
     return cache_dir() / "features" / f"{key}.{kind}.safetensors"
 
 
-def _keep(path: Path, write: Callable[[], None]) -> None:
+def keep(path: Path, write: Callable[[], None]) -> None:
+    """Write to the cache, or warn."""
     try:
         write()
     except PdlabError as error:  # a full or read-only disk costs time later, not the figure now

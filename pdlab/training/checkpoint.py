@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -45,6 +45,7 @@ class Data(TypedDict):
     split: str
     shape: list[schema.Count]
     num_classes: schema.Whole
+    classes: NotRequired[list[str]]
     digest: schema.Sha256
 
 
@@ -119,6 +120,30 @@ class Checkpoint:
     def shape(self) -> tuple[int, ...]:
         """The shape of one example, `(C, H, W)` or `(D,)`."""
         return data_shape(self.denoiser.network.config)  # type: ignore[arg-type]
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of its classes in the order of their numbers, which stand in where none are known."""
+        number = self.denoiser.num_classes
+        names = self.info.get("data", {}).get("classes", [])
+        return list(names) if len(names) == number else [str(k) for k in range(number)]
+
+    def class_numbers(self, wanted: Sequence[str | int] | None) -> list[int] | None:
+        """The numbers of classes given by name or number; None stays None. PdlabError lists those there are."""
+        if wanted is None:
+            return None
+        if not self.denoiser.num_classes:
+            raise PdlabError("this model was trained without classes: leave them out")
+        known = self.classes
+        numbers = {str(k): k for k in range(len(known))} | {name: k for k, name in enumerate(known)}
+        for name in wanted:
+            if str(name) not in numbers:
+                raise PdlabError(
+                    f"there is no class {name}: there are {', '.join(known)}, or 0 to {len(known) - 1}"
+                )
+        if not wanted:
+            raise PdlabError(f"no class was given: there are {', '.join(known)}")
+        return [numbers[str(name)] for name in wanted]
 
 
 def data_shape(config: UNetConfig | MLPConfig) -> tuple[int, ...]:

@@ -135,6 +135,7 @@ def describe(source: Source) -> dict[str, Any]:
         "split": source.split,
         "shape": list(source.shape),
         "num_classes": source.num_classes,
+        "classes": list(getattr(source, "classes", ())),
         "digest": source.digest,
     }
 

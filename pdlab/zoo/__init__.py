@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 from pydantic import Field
 from torch import Tensor
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from pdlab import schema
 from pdlab.data import ImageSource
@@ -111,11 +111,14 @@ class Manifest(TypedDict):
     files: dict[str, Entry]
 
 
-class Floors(TypedDict):
-    """What real images score."""
+class Reached(TypedDict):
+    """What real images reach, by kind of figure."""
 
     frechet: dict[str, float | int | str]
     kernel: dict[str, float | int | str]
+    agreement: NotRequired[dict[str, float | int | str] | None]
+    precision: NotRequired[dict[str, float | int | str] | None]
+    recall: NotRequired[dict[str, float | int | str] | None]
 
 
 class Report(TypedDict):
@@ -123,7 +126,7 @@ class Report(TypedDict):
 
     teacher_steps: schema.Steps
     rows: Annotated[list[Row], Field(min_length=1)]
-    floors: Floors
+    real: Reached
     best_nu: dict[str, float]
     nu_search: list[Row]
     teacher_best: dict[str, Any]
@@ -225,14 +228,9 @@ def noise(name: str) -> Tensor:
 
 
 def labels(name: str) -> Tensor | None:
-    """The class of each of `noise(name)`, int64 `[64]`: k modulo their number; None for a ladder without classes."""
-    made = manifest(name)
-    return labels_of(made["settings"]["network"].get("num_classes", 0), made["samples"]["noises"])
-
-
-def labels_of(num_classes: int, n: int) -> Tensor | None:
-    """Every class in turn, int64 `[n]`; None where there are none."""
-    return torch.arange(n) % num_classes if num_classes else None
+    """The class of each of `noise(name)`, int64 `[64]`: every class in turn; None for a ladder without classes."""
+    count = len(classes(name))
+    return torch.arange(manifest(name)["samples"]["noises"]) % count if count else None
 
 
 def classes(name: str) -> list[str]:
@@ -256,7 +254,8 @@ def samples(name: str, guidance: float | None = None) -> dict[tuple[str, int], T
         raise PdlabError(f"{name} has no samples at guidance {w:g} in store: there are {there}")
     content = _content(name, SAMPLES)
     try:
-        keys = {key: key.split("/") for key in (tensors := safetensors.torch.load(content))}
+        tensors = safetensors.torch.load(content)
+        keys = {key: key.split("/") for key in tensors}
         return {(kind, int(n)): tensors[key] for key, (kind, n, at) in keys.items() if float(at) == w}
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise _damaged(folder(name) / SAMPLES, error) from error

@@ -36,7 +36,7 @@ from pdlab.errors import PdlabError, reason
 from pdlab.files import atomic_folder, digest_of, discard, write
 from pdlab.metrics.bias import sample_size_bias
 from pdlab.metrics.card import Row, versions
-from pdlab.metrics.evaluate import Yardstick, generate, noise
+from pdlab.metrics.evaluate import Yardstick, generate, labels_of, noise
 from pdlab.metrics.features import FeatureExtractor, extractor, inception_at_hand
 from pdlab.metrics.reference import nearest_distances, reference_features
 from pdlab.training.checkpoint import Checkpoint, load, save
@@ -63,7 +63,7 @@ from pdlab.zoo.page import page, picture
 from pdlab.zoo.recipe import Recipe
 
 NOISES = 64
-MOST_BYTES = 64 << 20  # of all weights together; a package is downloaded by people who want one rung
+MOST_BYTES = 58 << 20  # of all weights together; with what is drawn a ladder stays below 64 MiB
 _FIGURES = "figures"
 
 Drawn = dict[tuple[str, int, float], Tensor]  # by kind, steps and guidance: uint8 [NOISES, C, H, W]
@@ -102,9 +102,9 @@ def build(
     with _alone(out), Run(run) as folder:
         check_replaceable(out)
         small = None
-        for stage, images in earlier:
+        for stage, data in earlier:
             with Run(run / stage.name) as inner:
-                small = load(train(stage, images, inner, machine, grow_from=small, seed=seed, log=log))
+                small = load(train(stage, data, inner, machine, grow_from=small, seed=seed, log=log))
         trained = [train(settings, source, folder, machine, grow_from=small, seed=seed, log=log)]
         teacher = load(trained[0])
         trained += distill(
@@ -223,7 +223,7 @@ def draw(models: list[Path], out: Path, seed: int, shown: float = 0.0) -> Drawn:
     np.savez_compressed(content, noise=z.numpy())
     write(out / NOISE, content.getvalue())
     first = int(loaded[0].info["preset"]["first_steps"])
-    labels = labels_of(loaded[0].denoiser.num_classes, NOISES)
+    labels = labels_of(loaded[0].denoiser, NOISES)
     drawn: Drawn = {}
     for w in {0.0, shown}:
         how: dict[str, Any] = {"labels": labels, "guidance": w}
@@ -272,6 +272,7 @@ def _pool(
             name,
             seed=seed + 1,  # not the images that were measured
             batch=250,
+            guidance=how["guidance"],
             progress=lambda done, n: log.advance("pool", done, n),
             options=options,
         )
@@ -280,7 +281,8 @@ def _pool(
     content = io.BytesIO()
     Image.fromarray(tiled(images, columns).squeeze()).save(content, format="png", optimize=True)
     write(out / POOL, content.getvalue())
-    return {"n": recipe.pool, "sampler": how["sampler"], "steps": steps, "seed": seed + 1}, images
+    made = {"n": recipe.pool, "sampler": how["sampler"], "steps": steps, "guidance": how["guidance"]}
+    return {**made, "seed": seed + 1}, images
 
 
 def _bias(images: Tensor, extractors: set[str], machine: Machine) -> dict[str, Any]:
@@ -312,25 +314,28 @@ def _measure(
         log.advance("reference features", done, n)
 
     def yardstick(n: int, search: bool = False, by: FeatureExtractor = extract) -> Yardstick:
-        kinds: Any = ("frechet",) if search else ("frechet", "kernel")
+        kinds: Any = ("frechet",) if search else recipe.kinds
         return Yardstick(source, by, n, held_out, kinds, progress, spread=not search)
 
     main = yardstick(recipe.n)
-    own = measure(own_cells(models), main, machine, kept, log, seed)
+    own = measure(own_cells(models, recipe), main, machine, kept, log, seed)
     undistilled = measure(teacher_cells(models[0], recipe), main, machine, kept, log, seed)
-    search = measure(nu_cells(models[0], recipe), yardstick(recipe.nu_n, search=True), machine, kept, log, seed)
+    search: list[tuple[Cell, dict[str, Any]]] = []
+    if recipe.nus:
+        cells = nu_cells(models[0], recipe)
+        search = measure(cells, yardstick(recipe.nu_n, search=True), machine, kept, log, seed)
     chosen = best_nus(search)
     ancestral = measure(chosen, main, machine, kept, log, seed)
     results = [*own, *undistilled, *ancestral]
     rows = [row for _, result in results for row in result["rows"]]
-    frechet = [row for row in rows if not row["metric"].startswith("KD-") and row["model"] == "teacher"]
+    frechet = [row for row in rows if Row.from_dict(row).kind == "frechet" and row["model"] == "teacher"]
     best = min(frechet, key=lambda row: row["value"])
     loaded = [load(path) for path in models]
     assert main.features is not None
     report = {
         "teacher_steps": loaded[0].info["preset"]["first_steps"],
         "rows": rows,
-        "floors": main.floors,
+        "real": main.real,
         "best_nu": {str(cell.steps): cell.nu for cell in chosen},
         "nu_search": [row for _, result in search for row in result["rows"]],
         "teacher_best": {**best["card"], "value": best["value"], "spread": best["spread"]},
@@ -353,7 +358,8 @@ def _fid(
     """FID (or its like at fewer samples) of students and DDIM; empty where Inception's weights are not at hand."""
     if not inception_at_hand():
         return []
-    cells = own_cells(models) + [Cell(models[0], "ddim", n) for n in powers(recipe.ddim)]
+    cells = own_cells(models, recipe)
+    cells += [Cell(models[0], "ddim", n, guidance=w) for w in recipe.guidances for n in powers(recipe.ddim)]
     by = extractor("inception", device=machine.device)
     results = measure(cells, yardstick(recipe.n, search=True, by=by), machine, kept, log, seed)
     return [row for _, result in results for row in result["rows"]]
@@ -414,7 +420,8 @@ def _rung(path: Path, report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _label(cell: Cell) -> str:
-    return f"{cell.model.name}, {cell.steps} steps" if cell.model.name == "teacher" else cell.model.name
+    guided = f", guidance {cell.guidance:g}" if cell.guidance else ""
+    return (f"{cell.model.name}, {cell.steps} steps" if cell.model.name == "teacher" else cell.model.name) + guided
 
 
 def _commit() -> str | None:

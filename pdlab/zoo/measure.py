@@ -41,18 +41,25 @@ class Cell:
     sampler: str
     steps: int
     nu: float | None = None
+    guidance: float = 0.0
 
     def file(self, yardstick: Yardstick) -> str:
         """The name that its figures by `yardstick` are kept under."""
         nu = "" if self.nu is None else f"-nu{self.nu:g}"
+        nu += f"-w{self.guidance:g}" if self.guidance else ""
         by = f"{yardstick.n}-{yardstick.extractor.name}-{'-'.join(yardstick.kinds)}"
         return f"{self.model.name}-{self.sampler}{nu}-{self.steps:04d}-{by}.json"
 
 
-def own_cells(models: Sequence[Path]) -> list[Cell]:
-    """Every student with its own number of steps."""
+def own_cells(models: Sequence[Path], recipe: Recipe) -> list[Cell]:
+    """Every student with its own number of steps, at every guidance."""
     counts = [(path, load(path).denoiser.steps) for path in models]
-    return [Cell(path, "ddim", steps) for path, steps in counts if steps is not None]
+    return [
+        Cell(path, "ddim", steps, guidance=w)
+        for w in recipe.guidances
+        for path, steps in counts
+        if steps is not None
+    ]
 
 
 def teacher_cells(teacher: Path, recipe: Recipe) -> list[Cell]:
@@ -61,17 +68,20 @@ def teacher_cells(teacher: Path, recipe: Recipe) -> list[Cell]:
     At one step Heun's rule and DPM-Solver++ are DDIM. Heun's takes 2 evaluations a step but the last: N/2 steps
     for at most N evaluations.
     """
-    cells = [Cell(teacher, "ddim", steps) for steps in powers(recipe.ddim)]
-    for steps in powers(recipe.others)[1:]:
-        cells.append(Cell(teacher, "dpm-solver++", steps))
-        if steps > 2:
-            cells.append(Cell(teacher, "heun", steps // 2))
+    cells = []
+    for w in recipe.guidances:
+        cells += [Cell(teacher, "ddim", steps, guidance=w) for steps in powers(recipe.ddim)]
+        for steps in powers(recipe.others)[1:]:
+            cells.append(Cell(teacher, "dpm-solver++", steps, guidance=w))
+            if steps > 2:
+                cells.append(Cell(teacher, "heun", steps // 2, guidance=w))
     return cells
 
 
 def nu_cells(teacher: Path, recipe: Recipe) -> list[Cell]:
-    """The ancestral sampler at every candidate variance."""
-    return [Cell(teacher, "ancestral", steps, nu) for steps in powers(recipe.others) for nu in recipe.nus]
+    """The ancestral sampler at every candidate variance, at the guidance that is shown."""
+    counts, w = powers(recipe.others), recipe.shown
+    return [Cell(teacher, "ancestral", steps, nu, w) for steps in counts for nu in recipe.nus]
 
 
 def powers(most: int) -> list[int]:
@@ -149,7 +159,7 @@ def _measure(
     cell: Cell, yardstick: Yardstick, machine: Machine, seed: int, stop: threading.Event
 ) -> dict[str, Any]:
     checkpoint = load(cell.model)  # a copy of its own: sampling changes the weights' precision in place
-    how: dict[str, Any] = {"sampler": cell.sampler, "seed": seed}
+    how: dict[str, Any] = {"sampler": cell.sampler, "seed": seed, "guidance": cell.guidance}
     if cell.nu is not None:
         how["options"] = {"nu": cell.nu}
 

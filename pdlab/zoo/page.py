@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pdlab.metrics.card import Row
+from pdlab.metrics.card import Kind, Row
 from pdlab.teaching.plots import sample_grid
 
 COLUMNS = (64, 16, 8, 4, 2, 1)
@@ -19,17 +19,20 @@ SAMPLERS = {
 }
 
 
-def figures(report: Mapping[str, Any]) -> dict[str, dict[int, Row]]:
-    """The Fréchet distances of a report: `[sampler or "distilled"][network evaluations]`.
+def figures(report: Mapping[str, Any], guidance: float = 0.0, what: Kind = "frechet") -> dict[str, dict[int, Row]]:
+    """The figures of one kind at one guidance: `[sampler or "distilled"][network evaluations]`.
 
-    Heun's rule, which needs an odd number of them, stands at one more.
+    Heun's rule, which needs an odd number of predictions, stands at one more.
     """
     found: dict[str, dict[int, Row]] = {}
     for data in report["rows"]:
         row = Row.from_dict(data)
-        if not row.metric.startswith("KD-"):
+        if row.kind == what and row.card.guidance == guidance:
             kind = "distilled" if row.model == "distilled" else str(row.card.sampler["name"])
-            found.setdefault(kind, {})[row.card.nfe + (kind == "heun")] = row
+            calls = row.card.nfe
+            found.setdefault(kind, {})[calls + (calls + 2) // (2 * row.card.steps) if kind == "heun" else calls] = (
+                row
+            )
     return found
 
 
@@ -46,12 +49,14 @@ def picture(
         model: {k: drawn[kind, k, guidance][:n] for k in COLUMNS if (kind, k, guidance) in drawn}
         for model, kind in rows.items()
     }
-    values = figures(report)
+    values = figures(report, guidance)
     captions = {
-        model: {k: f"{row.metric} {row.value:.3g}" for k, row in values.get(kind, {}).items()}
+        model: {row.card.steps: f"{row.metric} {row.value:.3g}" for row in values.get(kind, {}).values()}
         for model, kind in rows.items()
     }
-    return sample_grid(there, captions, "The same noises in every cell: only training and steps differ")
+    told = f", guidance {guidance:g}" if guidance else ""
+    of = f" of {', '.join(classes[:n])} in turn" if classes else ""
+    return sample_grid(there, captions, f"The same noises{of} in every cell: only training and steps differ{told}")
 
 
 def page(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str:
@@ -59,7 +64,7 @@ def page(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     name, data = manifest["name"], manifest["data"]
     values = figures(report)
     row = next(iter(next(iter(values.values())).values()))
-    cost, floor = report["cost"], report["floors"]["frechet"]
+    cost, floor = report["cost"], report["real"]["frechet"]
     size = "×".join(str(side) for side in data["shape"])
     lines = [
         f"# {name}",

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from pdlab.errors import PdlabError
+from pdlab.metrics.card import Kind
 from pdlab.training.presets import Preset, preset
 
 
@@ -15,7 +16,8 @@ class Recipe:
 
     Undistilled samplers are read at 1, 2, 4, … steps: DDIM up to `ddim` steps, the others at up to as many
     network evaluations as `others`. The ancestral sampler's variance is chosen among `nus` for each step count
-    by the Fréchet distance of `nu_n` samples, and measured anew. Figures are of `n` samples.
+    by the Fréchet distance of `nu_n` samples, and measured anew. Figures are of `n` samples, and of `kinds`, which
+    begin with the two distances.
     """
 
     n: int = 50_000
@@ -27,6 +29,7 @@ class Recipe:
     grown_from: tuple[str, ...] = ()
     guidances: tuple[float, ...] = (0.0,)
     shown: float = 0.0
+    kinds: tuple[Kind, ...] = ("frechet", "kernel")
 
 
 #: The preset that makes a ladder, where that has another name.

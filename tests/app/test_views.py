@@ -63,7 +63,7 @@ def test_the_first_view_loads_no_model_and_shows_both_rows(shelf: Shelf, ladder:
             assert f"<small>FD {found[kind][n].value:.3g}</small>" in text
     assert "100 samples" in text
     assert "precomputed" in text
-    assert f"score {ladder.report['floors']['frechet']['value']:.3g}" in text
+    assert f"score {ladder.report['real']['frechet']['value']:.3g}" in text
 
 
 def test_the_first_view_of_a_run_says_what_is_missing(shelf: Shelf, run: Ladder) -> None:

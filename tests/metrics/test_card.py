@@ -15,6 +15,8 @@ CARD = Card(
     sampler={"name": "ddim"},
     steps=8,
     nfe=8,
+    guidance=0.0,
+    classes=None,
     clip=True,
     seed=0,
     ema=False,
@@ -22,7 +24,7 @@ CARD = Card(
     precision="float32",
     device="cpu",
     versions=versions(),
-    floor={"value": 0.1, "n": 2000, "how": "2000 draws with replacement"},
+    real={"value": 0.1, "n": 2000, "how": "2000 draws with replacement"},
 )
 
 

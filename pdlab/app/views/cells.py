@@ -97,7 +97,7 @@ def figure(ladder: Ladder, cell: Cell) -> Row | None:
     for row in ladder.rows:
         card = row.card
         if (
-            not row.metric.startswith("KD-")
+            row.kind == "frechet"
             and (row.model == "distilled") == (cell.kind == "distilled")
             and card.sampler["name"] == cell.sampler
             and card.steps == cell.steps

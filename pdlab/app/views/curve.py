@@ -1,4 +1,4 @@
-"""FID curve: a distance against network calls, with the floor that real images set, and every figure's card."""
+"""FID curve: a distance against network calls, with what real images reach, and every figure's card."""
 
 import base64
 import csv
@@ -63,7 +63,8 @@ def chosen(ladder: Ladder, choice: Choice) -> dict[str, Row]:
         kind = "distilled" if row.model == "distilled" else str(row.card.sampler["name"])
         if row.metric == choice.metric and row.card.n == choice.n and kind in choice.kinds:
             key = f"{kind}-{row.card.nfe}"
-            if key not in found or row.value < found[key].value:
+            before = found.get(key)
+            if before is None or (row.value < before.value) == (row.better == "lower"):
                 found[key] = row
     return found
 
@@ -86,7 +87,7 @@ def view(ladder: Ladder, choice: Choice) -> tuple[str, str, str, str]:
 
 
 def curves(rows: Mapping[str, Row], choice: Choice) -> str:
-    """The figures as curves, one for each sampler, and the floor."""
+    """The figures as curves, one for each sampler, and what real images reach."""
     series = []
     for kind, label in KINDS.items():
         mine = {row.card.nfe: (key, row) for key, row in rows.items() if key.rpartition("-")[0] == kind}
@@ -95,10 +96,10 @@ def curves(rows: Mapping[str, Row], choice: Choice) -> str:
             keys = {float(nfe): key for nfe, (key, _) in mine.items()}
             series.append(Curve(label, values, STYLES[kind], keys))
     one = next(iter(rows.values()))
-    floor = float(one.card.floor["value"]) if one.card.floor else None
+    real = float(one.card.real["value"]) if one.card.real else None
     title = f"{choice.metric} of {choice.n:,} samples against network calls"
     return f"<h3>{escape(title)} {html.source(False)}</h3>" + chart.curves(
-        series, title, "network calls an image", f"{choice.metric} (lower is better)", floor
+        series, title, "network calls an image", f"{choice.metric} ({one.better} is better)", real
     )
 
 
@@ -129,8 +130,8 @@ def table(rows: Mapping[str, Row]) -> str:
         cells = [rows.get(f"{kind}-{nfe}") for kind in kinds]
         lines.append((nfe, *(_button(f"{kind}-{nfe}", row) for kind, row in zip(kinds, cells, strict=True))))
     one = next(iter(rows.values()))
-    floor = f"; real images score {one.card.floor['value']:.3g}" if one.card.floor else ""
-    caption = f"{one.metric}, n = {one.card.n:,}{floor}. Press a figure for its card."
+    real = f"; real images score {one.card.real['value']:.3g}" if one.card.real else ""
+    caption = f"{one.metric}, n = {one.card.n:,}{real}. Press a figure for its card."
     data = base64.b64encode(as_csv(rows).encode()).decode()
     link = f'<p><a class="download" download="curve.csv" href="data:text/csv;base64,{data}">Download as CSV</a></p>'
     return html.table(("network calls", *(KINDS[kind] for kind in kinds)), lines, caption) + link

@@ -39,8 +39,8 @@ def view(shelf: Shelf, ladder: Ladder) -> str:
     if measured:
         card = measured.card
         floor = (
-            f" Real images score {card.floor['value']:.3g}: no model can be expected to go lower."
-            if card.floor
+            f" Real images score {card.real['value']:.3g}: no model can be expected to go lower."
+            if card.real
             else ""
         )
         how = (
