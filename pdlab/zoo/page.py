@@ -62,7 +62,8 @@ def picture(
 def page(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     """The README of a ladder's folder: what it is, how it was made, what it measures, how to make it again."""
     name, data = manifest["name"], manifest["data"]
-    values = figures(report)
+    weights, shown = manifest["recipe"]["guidances"], manifest["guidance"]["shown"]
+    values = figures(report, shown)
     row = next(iter(next(iter(values.values())).values()))
     cost, floor = report["cost"], report["real"]["frechet"]
     size = "×".join(str(side) for side in data["shape"])
@@ -79,24 +80,14 @@ def page(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str:
         f"± the standard error over draws; real images score {floor['value']:.3g} ({floor['how']}). It is "
         "comparable only with figures of equal n, features and reference: see the cards in `report.json`.",
         "",
-        "| network evaluations | " + " | ".join(SAMPLERS[kind] for kind in SAMPLERS if kind in values) + " |",
-        "|---" * (1 + sum(kind in values for kind in SAMPLERS)) + "|",
     ]
-    for nfe in sorted({n for column in values.values() for n in column}):
-        cells = [_cell(values[kind].get(nfe)) for kind in SAMPLERS if kind in values]
-        lines.append(f"| {nfe} | " + " | ".join(cells) + " |")
-    best = report["teacher_best"]
-    ratios = [
-        f"{steps} step{'s' if steps > 1 else ''} {student.value / best['value']:.2f} ×"
-        for steps, student in sorted(values.get("distilled", {}).items())
-        if steps <= 8
-    ]
+    for w in sorted(weights, key=lambda w: (w != shown, w)):
+        lines += _distances(report, w, len(weights) > 1)
     lines += [
-        "",
-        f"The teacher's best is {best['value']:.3g} ({_how(best['sampler'])}, {best['steps']} steps). Distilled, "
-        f"relative to it: {', '.join(reversed(ratios))}. FID was "
+        "FID was "
         + ("measured, see `report.json`." if report["fid"] else "not measured: no Inception weights were at hand."),
         "",
+        *_shares(report, weights),
         "| rung | images seen | seconds | FLOPs |",
         "|---|---|---|---|",
         *(
@@ -134,6 +125,66 @@ def page(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _distances(report: Mapping[str, Any], w: float, several: bool) -> list[str]:
+    """The table of Fréchet distances at guidance `w`, and the students' relative to the teacher's best there."""
+    values = figures(report, w)
+    kinds = [kind for kind in SAMPLERS if kind in values]
+    lines = (
+        [f"At guidance {w:g}; guided, an undistilled model takes two evaluations a step:", ""] if several else []
+    )
+    lines += [
+        "| network evaluations | " + " | ".join(SAMPLERS[kind] for kind in kinds) + " |",
+        "|---" * (1 + len(kinds)) + "|",
+    ]
+    for nfe in sorted({n for column in values.values() for n in column}):
+        lines.append(f"| {nfe} | " + " | ".join(_cell(values[kind].get(nfe)) for kind in kinds) + " |")
+    best = min(
+        (row for kind in kinds if kind != "distilled" for row in values[kind].values()), key=lambda r: r.value
+    )
+    ratios = [
+        f"{steps} step{'s' if steps > 1 else ''} {student.value / best.value:.2f} ×"
+        for steps, student in sorted(values.get("distilled", {}).items())
+        if steps <= 8
+    ]
+    how = _how(best.card.sampler)
+    return [
+        *lines,
+        "",
+        f"The teacher's best is {best.value:.3g} ({how}, {best.steps} steps). Distilled, relative to it: "
+        f"{', '.join(reversed(ratios))}.",
+        "",
+    ]
+
+
+def _shares(report: Mapping[str, Any], weights: Sequence[float]) -> list[str]:
+    """Class agreement, precision and recall of the students and of the teacher's DDIM at as many steps."""
+    lines = []
+    for what in ("agreement", "precision", "recall"):
+        found = {w: figures(report, w, what) for w in weights}
+        rows = {w: columns.get("distilled", {}) for w, columns in found.items()}
+        if not any(rows.values()):
+            continue
+        first = next(iter(next(r for r in rows.values() if r).values()))
+        real = f"; real images {first.card.real['value']:.3g} ({first.card.real['how']})" if first.card.real else ""
+        lines += [
+            f"{first.metric} (higher is better{real}), distilled and, in brackets, DDIM at as many steps:",
+            "",
+            "| steps | " + " | ".join(f"guidance {w:g}" for w in weights) + " |",
+            "|---" * (1 + len(weights)) + "|",
+        ]
+        for steps in sorted({n for columns in rows.values() for n in columns}, reverse=True):
+            ddim = {w: {r.steps: r for r in columns.get("ddim", {}).values()} for w, columns in found.items()}
+            cells = [
+                f"{rows[w][steps].value:.3f}" + (f" ({ddim[w][steps].value:.3f})" if steps in ddim[w] else "")
+                if steps in rows[w]
+                else ""
+                for w in weights
+            ]
+            lines.append(f"| {steps} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return lines
 
 
 def _cell(row: Row | None) -> str:

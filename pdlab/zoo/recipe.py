@@ -34,9 +34,10 @@ class Recipe:
 
 #: The preset that makes a ladder, where that has another name.
 _PRESETS = {"cifar10": "cifar10-cpu"}
+_ALL: tuple[Kind, ...] = ("frechet", "kernel", "agreement", "precision", "recall")
 _RECIPES = {
     "digits": Recipe(n=2000, ddim=64, others=64, nus=(0.0, 0.3, 1.0), nu_n=1000),
-    "cifar10-gpu": Recipe(guidances=(0.0, 0.5, 1.0, 2.0), shown=1.0),
+    "cifar10-gpu": Recipe(guidances=(0.0, 0.5, 1.0, 2.0), shown=1.0, kinds=_ALL),
     # Two cores: hours, not days.
     "cifar10-cpu": Recipe(
         n=10_000,
@@ -46,6 +47,7 @@ _RECIPES = {
         grown_from=("cifar10-cpu-16px",),
         guidances=(0.0, 0.5, 1.0, 2.0),
         shown=1.0,
+        kinds=_ALL,
     ),
     # Two cores: three quarters of an hour, not a day.
     "cifar10-16px": Recipe(n=5000, ddim=128, others=64, nus=(0.0, 0.3, 1.0), nu_n=1300),
