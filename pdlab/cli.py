@@ -162,6 +162,9 @@ def train(
     precision: PrecisionOption = None,
     compile: CompileOption = None,
     save_every: SaveOption = 60.0,
+    snapshot_every: Annotated[
+        int, typer.Option("--snapshot-every", min=0, help="Updates between checkpoints RUN/teacher@N; 0: none.")
+    ] = 0,
 ) -> None:
     """Train a teacher into RUN/teacher."""
     from pdlab.data import load as load_data
@@ -193,7 +196,17 @@ def train(
     small = find(grow_from) if grow_from is not None else None
     with Run(run) as folder, Log(folder.path) as log:
         log.say(f"{settings.name} on {source.name}, {machine.describe()}")
-        path = work(settings, source, folder, machine, grow_from=small, seed=seed, log=log, save_every=save_every)
+        path = work(
+            settings,
+            source,
+            folder,
+            machine,
+            grow_from=small,
+            seed=seed,
+            log=log,
+            save_every=save_every,
+            snapshot_every=snapshot_every,
+        )
     console.say(f"{path} is ready; next: pdlab distill {path} --run {run}")
 
 

@@ -324,3 +324,18 @@ def test_a_teacher_grows_from_a_smaller_one(pdlab, tmp_path: Path) -> None:
     refused(train("other", large, 16, "--grow-from", teacher, "--output", "v"), "predicts x")
     assert not (tmp_path / "other" / "train.json").exists()
     refused(train("large", large, 16, "--lr", 1e-9, "--set", "teacher.optimizer=adamw"), "grow_from")
+
+
+def test_snapshots_on_the_way_are_checkpoints_like_the_last(pdlab, tmp_path: Path) -> None:
+    train = ["train", "digits", "--run", tmp_path / "r", "--steps", 12, "--snapshot-every", 4, *TINY]
+    assert pdlab(*train).code == 0
+    names = sorted(path.name for path in (tmp_path / "r").iterdir() if path.is_dir() and path.name[0] == "t")
+    assert [name for name in names if name.startswith("teacher")] == ["teacher", "teacher@4", "teacher@8"]
+    snapshot = load(tmp_path / "r" / "teacher@8")
+    assert snapshot.info["cost"]["images"] == 8 * 32
+    assert snapshot.info["ema"]
+    plain = ["train", "digits", "--run", tmp_path / "plain", "--steps", 12, *TINY]
+    assert pdlab(*plain).code == 0
+    assert load(tmp_path / "plain" / "teacher").sha256 == load(tmp_path / "r" / "teacher").sha256
+    out = tmp_path / "grid.png"
+    assert pdlab("sample", tmp_path / "r" / "teacher@4", "--steps", 2, "--n", 4, "--out", out).code == 0

@@ -5,7 +5,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,8 @@ def fit(
     log: Log | None = None,
     save_every: float = 60.0,
     live: Denoiser | None = None,
+    snapshot: Callable[[int, Trained], None] | None = None,
+    snapshot_every: int = 0,
 ) -> Trained:
     """Train `denoiser` in place on `source`, both on the machine's device, and return the weights to keep.
 
@@ -62,6 +64,8 @@ def fit(
         stage: names the random streams, the states and the lines of the log.
         run: where to keep states (every `save_every` seconds) and resume from; None keeps nothing.
         live: `denoiser` with its network wrapped by `machine.for_training`; made here if not given.
+        snapshot: called on the way, every `snapshot_every` updates but the last, with their number and what
+            training would end as then.
 
     Update k draws its batch, times, noise and dropout from a stream named by (seed, stage, k), so a resumed
     run repeats an uninterrupted one bit for bit on the CPU.
@@ -89,6 +93,10 @@ def fit(
         if run is not None:
             run.save_state(stage, k, state.tensors(), {"seconds": before + time.monotonic() - started})
 
+    def ended() -> Trained:
+        weights = ema.shadow if ema is not None else {name: p.detach() for name, p in parameters.items()}
+        return Trained({**network.state_dict(), **weights}, before + time.monotonic() - started, meter.loss)
+
     if run is not None:
         run.begin()
     with _stop_requested() as stop:
@@ -107,6 +115,14 @@ def fit(
                 ema.update(k)
             meter.add(k, loss.detach(), norm)
 
+            if (
+                snapshot is not None
+                and snapshot_every
+                and (k + 1) % snapshot_every == 0
+                and k + 1 < settings.updates
+            ):
+                _check_finite(parameters, k + 1, stage)
+                snapshot(k + 1, ended())
             due = time.monotonic() - saved > save_every
             if due or stop.is_set() or meter.is_due() or k + 1 == settings.updates:
                 # Everything that makes the CPU wait for the device happens here.
@@ -120,10 +136,8 @@ def fit(
                 if stop.is_set():
                     raise Stopped(f"stopped after update {k + 1} of {settings.updates} ({stage})")
     _check_finite(parameters, settings.updates, stage)
-    seconds = before + time.monotonic() - started
-    weights = ema.shadow if ema is not None else {name: p.detach() for name, p in parameters.items()}
     network.eval()
-    return Trained({**network.state_dict(), **weights}, seconds, meter.loss)
+    return ended()
 
 
 def trainable(denoiser: Denoiser, machine: Machine) -> Denoiser:

@@ -17,13 +17,15 @@ from pdlab.seeds import seed_for
 from pdlab.training.checkpoint import Checkpoint, build_network, conditioning, data_shape, save
 from pdlab.training.cost import Cost, check_memory, forward_flops, total_cost
 from pdlab.training.log import Log
-from pdlab.training.loop import fit
+from pdlab.training.loop import Trained, fit
 from pdlab.training.machine import Machine
 from pdlab.training.objective import DiffusionObjective
 from pdlab.training.presets import Preset
 from pdlab.training.run import Run
 
 TEACHER = "teacher"
+#: How the rounds will go may still change: it does not make another teacher.
+_LATER = ("distill", "guide", "guidance_max", "first_steps")
 
 
 def train(
@@ -36,11 +38,13 @@ def train(
     seed: int = 0,
     log: Log | None = None,
     save_every: float = 60.0,
+    snapshot_every: int = 0,
 ) -> Path:
     """Train the teacher of `preset` on `source`; returns its checkpoint folder, `run.path/teacher`.
 
-    With `grow_from` the network starts as that smaller one (see `networks.grow`), else at random. A run that was
-    interrupted goes on; one that is complete returns at once. Raises PdlabError if `source` is not of the shape
+    With `grow_from` the network starts as that smaller one (see `networks.grow`), else at random. Every
+    `snapshot_every` updates a checkpoint is left beside it, `teacher@UPDATES`, as usable as the last. A run that
+    was interrupted goes on; one that is complete returns at once. Raises PdlabError if `source` is not of the shape
     or classes that the network takes, if it cannot grow from that checkpoint, or the run was begun with other
     settings.
     """
@@ -49,8 +53,7 @@ def train(
     origin = None if grow_from is None else grow_from.sha256
     settings = settings_of(preset)
     denoiser = machine.place(denoiser)
-    # How the rounds will go may still change: it does not make another teacher.
-    own = {name: value for name, value in settings.items() if name not in ("distill", "first_steps")}
+    own = {name: value for name, value in settings.items() if name not in _LATER}
     own["precision"] = machine.precision_for(denoiser.network)
     claim = {"preset": own, "data": describe(source), "seed": seed, "grow_from": origin}
     note = run.claim("train", claim, machine.describe())
@@ -62,6 +65,24 @@ def train(
         log.say(note)
     source = source.to(machine.device)
     objective = DiffusionObjective(preset.weighting, preset.teacher.label_drop)
+    flops = forward_flops(preset.network, preset.output)
+
+    def keep(name: str, updates: int, trained: Trained) -> None:
+        done = dataclasses.replace(preset.teacher, updates=updates)
+        info = {
+            "model": TEACHER,
+            "preset": settings,
+            "data": describe(source),
+            "ema": preset.teacher.ema > 0,
+            "seed": seed,
+            "teacher": None,
+            **({} if grow_from is None else {"grown_from": _origin(grow_from)}),
+            "device": machine.describe(),
+            "cost": dataclasses.asdict(Cost.of(done, flops, 0, trained.seconds)),
+        }
+        if run.checkpoint(name) is None:  # a run that goes on from before a snapshot comes by it again
+            save(run.path / name, denoiser, info, trained.weights)
+
     trained = fit(
         denoiser,
         objective,
@@ -73,23 +94,12 @@ def train(
         run=run,
         log=log,
         save_every=save_every,
+        snapshot=lambda updates, so_far: keep(f"{TEACHER}@{updates}", updates, so_far),
+        snapshot_every=snapshot_every,
     )
-    flops = forward_flops(preset.network, preset.output)
-    info = {
-        "model": TEACHER,
-        "preset": settings,
-        "data": describe(source),
-        "ema": preset.teacher.ema > 0,
-        "seed": seed,
-        "teacher": None,
-        **({} if grow_from is None else {"grown_from": _origin(grow_from)}),
-        "device": machine.describe(),
-        "cost": dataclasses.asdict(Cost.of(preset.teacher, flops, 0, trained.seconds)),
-    }
-    path = run.path / TEACHER
-    save(path, denoiser, info, trained.weights)
+    keep(TEACHER, preset.teacher.updates, trained)
     run.drop_states(TEACHER)
-    return path
+    return run.path / TEACHER
 
 
 def new_denoiser(preset: Preset, seed: int) -> Denoiser:
