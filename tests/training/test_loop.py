@@ -200,6 +200,13 @@ def test_bf16_autocast_keeps_losses_in_float32() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(("name", "value"), [("ACCELERATE_USE_CPU", "banana"), ("WORLD_SIZE", "4")])
+def test_an_environment_that_cannot_be_is_said(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(PdlabError, match="Accelerate cannot start"):
+        Machine("cpu")
+
+
 def test_a_missing_gpu_is_said() -> None:
     with pytest.raises(PdlabError, match="--device cpu"):
         Machine("cuda")
