@@ -14,9 +14,10 @@ from unittest import mock
 import pytest
 import torch
 
-from pdlab import cli
+from pdlab import cli, data
 from pdlab.data import folder as image_folder
 from pdlab.training.checkpoint import load
+from pdlab.training.machine import Machine
 from tests.hostile.harness import examples, first_seed
 from tests.hostile.test_mutations import OPTIONS
 from tests.zoo.conftest import build_digits
@@ -61,6 +62,13 @@ def child(work: Callable[[], object], die_at: int = 0) -> tuple[int, int]:
     finally:
         os.write(go, str(done).encode())
         os._exit(code)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _warm() -> None:
+    """What every child would import anew."""
+    Machine("cpu")
+    data.load("digits")
 
 
 def command(*args: object) -> Callable[[], object]:

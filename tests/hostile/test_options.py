@@ -66,6 +66,7 @@ COMMANDS = {
         "--features",
         "pixels",
     ],
+    "presets": ["presets"],
     "zoo": ["zoo"],
 }
 
@@ -138,7 +139,7 @@ def test_absurd_options(home: Path, draw: st.DataObject) -> None:
     for option in draw.draw(st.lists(st.sampled_from(options), min_size=1, max_size=2, unique_by=lambda o: o.name)):
         value = draw.draw(st.sampled_from(values(option, home)))
         if option.param_type_name == "argument":
-            args[1] = value
+            args[1:2] = [value]
         elif getattr(option, "is_flag", False):
             args += [draw.draw(st.sampled_from(option.opts + option.secondary_opts))]
         else:
