@@ -1,8 +1,12 @@
 """The command line as users meet it: whole runs, and one clear line for everything that can go wrong."""
 
+import contextlib
 import io
 import json
+import os
 import pickle
+import shutil
+import socket
 import subprocess
 import sys
 import tarfile
@@ -10,11 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
+from pdlab.files import digest_of
 from pdlab.training.checkpoint import load
 from pdlab.training.presets import override, preset, presets
+from tests import sealed
 from tests.command import Result, refused
 
 TINY = ["--set", "network.width=32", "--set", "network.blocks=1", "--batch", "32", "--device", "cpu"]
@@ -150,6 +157,30 @@ def test_again_returns_at_once_and_other_settings_are_refused(pdlab, teacher: Pa
         (["train", "digits", "--device", "tpu"], ["--device"]),
         (["train", "digits", "--output", "eps", "--set", "logsnr_min=-inf"], ["alpha = 0", "x, v or both"]),
         (["train", "imagenet64"], ["--data"]),
+        (["train", "digits", "--set", "network.width=-3"], ["network: width", "-3"]),
+        (["train", "digits", "--set", "network.width=0"], ["network: width"]),
+        (["train", "digits", "--set", "network.width=99999999"], ["network: width"]),
+        (["train", "digits", "--set", "network.width=1048576"], ["GiB of memory", "smaller network"]),
+        (["train", "digits", "--set", "network.blocks=-1"], ["network: blocks"]),
+        (["train", "digits", "--set", "network.blocks=3000000"], ["network: blocks"]),
+        (["train", "digits", "--set", "network.embedding_channels=-2"], ["embedding_channels"]),
+        (["train", "digits", "--set", "network.embedding_channels=7"], ["multiple of 2"]),
+        (["train", "digits", "--set", "network.dropout=2"], ["network: dropout"]),
+        (["train", "digits", "--set", "teacher.dropout=2"], ["teacher: dropout"]),
+        (["train", "digits", "--set", "teacher.weight_decay=-1"], ["weight_decay"]),
+        (["train", "digits", "--set", "teacher.clip=-1"], ["clip"]),
+        (["train", "digits", "--set", "teacher.warmup=-5"], ["warmup"]),
+        (["train", "digits", "--set", "first_steps=0"], ["first_steps"]),
+        (["train", "digits", "--set", "size=-1"], ["size"]),
+        (["train", "digits", "--set", "size=100000000000"], ["size"]),
+        (["train", "digits", "--set", "name=[/x]"], ["name", "[/x]"]),
+        (["train", "digits", "--set", "name=../x"], ["name"]),
+        (["train", "digits", "--lr", "inf"], ["lr", "finite"]),
+        (["train", "digits", "--steps", "1000000000000"], ["--steps"]),
+        (["train", "digits", "--batch", "1000000000000"], ["--batch"]),
+        (["train", "digits", "--batch", "1000000000"], ["batch of 1,000,000,000", "GiB", "smaller --batch"]),
+        (["train", "digits", "--data", "~nosuch/x"], ["~nosuch", "no such home folder"]),
+        (["train", "digits", "--save-every", "nan"], ["--save-every"]),
     ],
 )
 def test_bad_input_writes_nothing(pdlab, tmp_path: Path, monkeypatch, args: list[str], words: list[str]) -> None:
@@ -168,6 +199,10 @@ def test_bad_input_writes_nothing(pdlab, tmp_path: Path, monkeypatch, args: list
         (["--set", "network.width=64"], ["network.width", "distill.*"]),
         (["--dataset", "moons"], ["trained on digits, not on moons"]),
         (["--dataset", "mnist"], ["unknown data set"]),
+        (["--from", str(2**70)], ["--from"]),
+        (["--steps", "99999999"], ["updates"]),
+        (["--set", "distill.lr=-1"], ["distill: lr"]),
+        (["--batch", "1000000000"], ["GiB", "smaller --batch"]),
     ],
 )
 def test_bad_distillation_writes_nothing(pdlab, teacher: Path, tmp_path: Path, args, words) -> None:
@@ -189,6 +224,130 @@ def test_bad_checkpoints(pdlab, teacher: Path, tmp_path: Path) -> None:
     refused(pdlab("sample", teacher, "--steps", 2, "--out", out), "damaged")
     assert not out.exists()
     assert not (tmp_path / "r.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["sample", "--steps", 10**12], ["--steps"]),
+        (["sample", "--steps", 2, "--n", 10**18], ["--n"]),
+        (["sample", "--steps", 2, "--n", 10**9], ["1,000,000,000 samples", "GiB", "smaller --n"]),
+        (["sample", "--steps", 2, "--sampler", "ancestral", "--nu", "nan"], ["--nu"]),
+        (["sample", "--steps", 2, "--seed", 2**70], ["--seed"]),
+        (["evaluate", "--features", "pixels", "--n", 10**13], ["--n"]),
+        (["evaluate", "--features", "pixels", "--n", 10**9], ["GiB", "smaller --n"]),
+        (["evaluate", "--features", "pixels", "--n", 100, "--steps", 10**12], ["--steps"]),
+    ],
+)
+def test_more_than_there_is_is_refused_with_the_number(pdlab, teacher: Path, tmp_path: Path, args, words) -> None:
+    out = tmp_path / ("g.npz" if args[0] == "sample" else "g.json")
+    refused(pdlab(args[0], teacher, "--out", out, *args[1:]), *words)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda info: info["cost"].pop("flops"),
+        lambda info: info["cost"].update(more=1),
+        lambda info: info["cost"].update(seconds=-1.0),
+        lambda info: info.pop("seed"),
+        lambda info: info["preset"].update(first_steps=2.5),
+        lambda info: info["preset"]["teacher"].update(batch=-3),
+        lambda info: info["preset"]["network"].pop("shape"),
+        lambda info: info["data"].update(digest=7),
+        lambda info: info.update(more=[]),
+    ],
+)
+def test_what_a_checkpoint_says_of_itself_is_checked_first(pdlab, teacher: Path, tmp_path: Path, change) -> None:
+    sealed.edit(teacher / "model.json", lambda header: change(header["info"]))
+    for args in (
+        ["sample", teacher, "--steps", 1, "--out", tmp_path / "a.npz"],
+        ["evaluate", teacher, "--features", "pixels", "--n", 65, "--steps", 1, "--out", tmp_path / "a.json"],
+        ["distill", teacher, "--run", tmp_path / "d"],
+    ):
+        refused(pdlab(*args), "model.json: info")
+    assert not [name for name in ("a.npz", "a.json", "d") if (tmp_path / name).exists()]
+
+
+def test_weights_that_are_not_finite_are_refused(pdlab, teacher: Path, tmp_path: Path) -> None:
+    weights = safetensors.torch.load_file(teacher / "model.safetensors")
+    weights["first.bias"][0] = float("nan")
+    safetensors.torch.save_file(weights, teacher / "model.safetensors")
+    digest = digest_of(teacher / "model.safetensors")
+    sealed.edit(teacher / "model.json", lambda header: header.update(sha256=digest))
+    refused(pdlab("sample", teacher, "--steps", 1, "--out", tmp_path / "a.npz"), "first.bias", "finite")
+
+
+@pytest.mark.parametrize("name", ["[/b]", "[red]", ":smile:", "\x1b[2J", "\udcff"])
+def test_a_name_is_text(pdlab, teacher: Path, tmp_path: Path, name: str) -> None:
+    run = tmp_path / name
+    result = pdlab("train", "digits", "--run", run, "--steps", 1, *TINY)
+    assert result.code == 0, result.err
+    assert (run / "teacher" / "model.json").exists()
+    again = pdlab("sample", run / "teacher", "--steps", 1, "--n", 1, "--out", run / "a.npz")
+    assert again.code == 0, again.err
+    assert "\x1b" not in result.out + again.out
+    assert (name in result.out) == name.isprintable()
+
+
+def test_a_name_that_is_too_long(pdlab, tmp_path: Path) -> None:
+    refused(pdlab("sample", "a" * 5000, "--steps", 1, "--out", tmp_path / "a.npz"), "cannot be the name")
+    refused(pdlab("train", "digits", "--run", tmp_path / ("a" * 300), *TINY), "cannot write to", "name too long")
+
+
+def test_output_that_cannot_be_written(teacher: Path) -> None:
+    """A pipe closed by its reader ends without a word, a full device in one line."""
+    command = f"{sys.executable} -m pdlab.cli zoo"
+    closed = subprocess.run(["bash", "-c", f"{command} | true"], capture_output=True, text=True)
+    assert closed.stderr == ""
+    full = subprocess.run(["bash", "-c", f"{command} > /dev/full"], capture_output=True, text=True)
+    assert (full.returncode, full.stderr.count("\n")) == (2, 1)
+    assert "no space left on device" in full.stderr
+    mute = subprocess.run(["bash", "-c", f"{command} paint 2>&-"], capture_output=True, text=True)
+    assert mute.returncode == 2
+
+
+def test_another_thread_count_is_said(pdlab, teacher: Path) -> None:
+    run = teacher.parent
+    assert pdlab("distill", teacher, "--run", run, "--from", 4, "--to", 2, "--steps", 1, "--batch", 4).code == 0
+    torch.set_num_threads(2)
+    try:  # which also shows that a run that stopped at 2 steps goes on to 1
+        result = pdlab("distill", teacher, "--run", run, "--from", 4, "--to", 1, "--steps", 1, "--batch", 4)
+    finally:
+        torch.set_num_threads(1)
+    assert result.code == 0, result.err
+    assert "begun on CPU, 1 thread, going on with CPU, 2 threads" in " ".join(result.err.split())
+    assert "not the same bits" in " ".join(result.err.split())
+
+
+def test_precision_is_part_of_a_run(pdlab, teacher: Path) -> None:
+    args = ["distill", teacher, "--run", teacher.parent, "--from", 2, "--steps", 1, "--batch", 4]
+    assert pdlab(*args, "--precision", "fp32").code == 0
+    refused(pdlab(*args, "--precision", "bf16"), "precision was fp32, is bf16")
+
+
+def test_something_in_the_way_is_said_before_training(pdlab, tmp_path: Path) -> None:
+    (tmp_path / "r" / "teacher").mkdir(parents=True)
+    refused(pdlab("train", "digits", "--run", tmp_path / "r", "--steps", 1, *TINY), "teacher is in the way")
+    assert not (tmp_path / "r" / "train.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "folder"])
+def test_what_is_no_file_does_not_block(pdlab, teacher: Path, tmp_path: Path, kind: str) -> None:
+    neighbour = tmp_path / "r" / "student-0002"
+    shutil.copytree(teacher, neighbour)
+    for file in (neighbour / "model.json", teacher / "model.json"):
+        file.unlink()
+        if kind == "socket":
+            with socket.socket(socket.AF_UNIX) as bound, contextlib.chdir(file.parent):
+                bound.bind(file.name)
+        else:
+            (os.mkfifo if kind == "pipe" else os.mkdir)(file)
+    refused(
+        pdlab("sample", teacher, "--steps", 1, "--out", tmp_path / "a.npz"),
+        f"model.json is not a file but a {kind}",
+    )
 
 
 def test_nan(pdlab, tmp_path: Path) -> None:

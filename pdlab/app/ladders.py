@@ -1,7 +1,6 @@
 """Ladders to show and their models: the zoo's and the user's runs, nothing else, within a bound on memory."""
 
 import itertools
-import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -14,13 +13,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pdlab import data, zoo
+from pdlab import data, schema, zoo
 from pdlab.data import ImageSource
 from pdlab.diffusion.denoiser import Denoiser
-from pdlab.errors import PdlabError
+from pdlab.errors import PdlabError, reason
+from pdlab.files import read_bytes
 from pdlab.metrics.card import Row
 from pdlab.metrics.evaluate import noise
-from pdlab.training.checkpoint import Checkpoint, checkpoints_in, load
+from pdlab.training.checkpoint import Checkpoint, checkpoints_in, load, read_header
 from pdlab.training.machine import Machine
 
 NOISES, PAGE = 64, 16  # fixed noises of a ladder, and how many of them are shown at a time
@@ -153,13 +153,12 @@ class RunLadder(Ladder):
         self._paths: dict[int | None, Path] = {}
         for folder in checkpoints_in(path):
             try:
-                header = json.loads((folder / "model.json").read_text())
-                steps, kind, info = header["steps"], header["network"]["kind"], header["info"]
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise PdlabError(f"{folder} cannot be read as a checkpoint: train or distil it again") from error
-            if header.get("bounded"):  # images
-                self._paths[steps] = folder
-                self._info, self._kind = info, kind
+                header = read_header(folder)
+            except OSError as error:
+                raise PdlabError(f"{folder} cannot be read as a checkpoint: {reason(error)}") from error
+            if header["bounded"] and header["info"]:  # images
+                self._paths[header["steps"]] = folder
+                self._info, self._kind = header["info"], header["network"]["kind"]
         if None not in self._paths:
             raise PdlabError(f"{path} holds no teacher of images: start one with pdlab train … --run {path}")
         self.steps = sorted((steps for steps in self._paths if steps is not None), reverse=True)
@@ -184,18 +183,19 @@ class RunLadder(Ladder):
     def samples(self) -> dict[tuple[str, int], Tensor]:
         """See Ladder."""
         try:
-            tensors = safetensors.torch.load_file(self._path / zoo.SAMPLES)
+            tensors = safetensors.torch.load(read_bytes(self._path / zoo.SAMPLES, zoo.MOST_BYTES))
             parts = ((name.partition("/"), tensor) for name, tensor in tensors.items())
             return {(kind, int(steps)): tensor for (kind, _, steps), tensor in parts}
-        except (OSError, ValueError, safetensors.SafetensorError):
+        except (OSError, ValueError, PdlabError, safetensors.SafetensorError):
             return {}
 
     @cached_property
     def report(self) -> dict[str, Any]:
         """See Ladder."""
         try:
-            found: dict[str, Any] = json.loads((self._path / zoo.REPORT).read_text())
-            [Row.from_dict(row) for row in found["rows"]]
+            file = self._path / zoo.REPORT
+            found: dict[str, Any] = schema.parse(read_bytes(file, schema.MOST_JSON), str(file))
+            schema.conform(found["rows"], list[Row], f"{file}: rows")
             return found
         except (OSError, ValueError, KeyError, TypeError, PdlabError):
             return {"rows": []}

@@ -72,6 +72,7 @@ class BatchUnpickler(pickle._Unpickler):
     def __init__(self, file: BinaryIO, shape: tuple[int, int]) -> None:
         super().__init__(file, encoding="bytes")
         self._shape, self._left, self._bytes = shape, MOST_INSTRUCTIONS, MOST_BYTES
+        self._arrays = 0
 
     def find_class(self, module: str, name: str) -> Any:
         """The stand-in for `module.name`; any other name is refused before it is looked up."""
@@ -95,16 +96,23 @@ class BatchUnpickler(pickle._Unpickler):
             raise ValueError("it makes far more bytes than a batch has")
         return text.encode("latin1")
 
+    def _pixels(self) -> Pixels:
+        """The one array that a batch has."""
+        self._arrays += 1
+        if self._arrays > 1:
+            raise ValueError("it holds more than one array")
+        return Pixels(self._shape)
+
     def _stand_ins(self) -> dict[tuple[str, str], Callable[..., Any]]:
         """Made anew for each name, so that nothing a pickle hangs on one outlives it."""
 
         def frombuffer(content: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> Pixels:
-            return Pixels(self._shape).fill(shape, order == "F", dtype, content)
+            return self._pixels().fill(shape, order == "F", dtype, content)
 
         return {
             ("numpy", "dtype"): lambda *arguments: _UInt8(*arguments),
             ("numpy", "ndarray"): lambda: None,  # only ever named, as the first argument of the next
-            ("numpy.core.multiarray", "_reconstruct"): lambda *_: Pixels(self._shape),
+            ("numpy.core.multiarray", "_reconstruct"): lambda *_: self._pixels(),
             ("numpy.core.numeric", "_frombuffer"): frombuffer,
             ("_codecs", "encode"): lambda text, encoding: self._encode(text, encoding),
         }

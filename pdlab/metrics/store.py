@@ -9,8 +9,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pdlab.data.cache import CACHE_REMEDY
-from pdlab.errors import PdlabError
-from pdlab.files import atomic_file
+from pdlab.errors import PdlabError, reason
+from pdlab.files import atomic_file, open_regular
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -24,11 +24,12 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and metadata that `write_tensors` wrote; PdlabError if the file is missing or damaged."""
     try:
+        open_regular(path).close()  # a pipe in its place would block for ever
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise PdlabError(f"cannot read {path}: {error}") from error
+    except (OSError, SafetensorError, RuntimeError) as error:  # the last: more than can be mapped
+        raise PdlabError(f"cannot read {path}: {reason(error)}") from error
     if metadata.pop("sha256", None) != _hash(tensors, metadata):
         raise PdlabError(f"{path} is damaged: its content does not match its hash; delete it")
     return tensors, metadata

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from pdlab.errors import PdlabError
+from pdlab.errors import PdlabError, reason
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -34,7 +34,13 @@ class Machine:
         # Accelerate keeps one state per process: a second machine of this process may differ.
         AcceleratorState._reset_state(reset_partial_state=True)
         cpu = device == "cpu" or not torch.cuda.is_available()
-        self._accelerator = Accelerator(cpu=cpu, mixed_precision="no")
+        try:
+            self._accelerator = Accelerator(cpu=cpu, mixed_precision="no")
+        except (ValueError, RuntimeError, KeyError, OSError) as error:  # what the environment asks for
+            raise PdlabError(
+                f"Accelerate cannot start ({reason(error)}): unset WORLD_SIZE, RANK and ACCELERATE_…, or set them "
+                "right"
+            ) from error
         self._precision = precision
         self._compile = compile
 

@@ -129,6 +129,8 @@ class Run:
 
     def save_state(self, stage: str, k: int, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
         """Keep the state after `k` updates of `stage`; older ones but the one before go."""
+        if not (self.path / ".lock").exists():
+            raise PdlabError(f"{self.path} was moved or removed meanwhile: put it back, then give the same command")
         path = self.path / "progress" / f"{stage}-{k:08d}"
         if not path.exists():
             write_folder(path, "state", tensors, {"updates": k, **header})

@@ -4,6 +4,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,40 @@ def test_a_file_that_is_far_too_large_is_not_read(tmp_path: Path) -> None:
     with file.open("r+b") as stream:
         stream.truncate(1 << 30)  # sparse: takes no room
     assert "more than the" in refuses(tmp_path)
+
+
+MALICE = {
+    "a memo of gigabytes": b"\x80\x02Nr\x00\x00\x00\x08.",
+    "tuples within tuples as a key": b"\x80\x02}" + b"".join([b")", *[b"q\x00h\x00\x86"] * 200]) + b"Ns.",
+    "a text encoded again and again": b"\x80\x02X\x00\x00\x80\x00"
+    + b"a" * (8 << 20)
+    + b"q\x00"
+    + b"c_codecs\nencode\nq\x01X\x06\x00\x00\x00latin1q\x02"
+    + b"("
+    + b"h\x01h\x00h\x02\x86R" * 500
+    + b"l.",
+    "millions of lists": b"\x80\x02" + b"]" * (20 << 20) + b".",
+    "more bytes than there are": b"\x80\x05\x8e\xff\xff\xff\xff\xff\x00\x00\x00.",
+}
+
+
+@pytest.mark.parametrize("kind", MALICE)
+def test_a_small_pickle_cannot_ask_for_much(tmp_path: Path, kind: str) -> None:
+    file = write(tmp_path, "py") / "data_batch_1"
+    file.write_bytes(MALICE[kind])
+    tracemalloc.start()
+    assert f"{file} is not a batch of CIFAR-10" in refuses(tmp_path)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 400 << 20
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_what_is_no_file_is_not_opened(tmp_path: Path, kind: str) -> None:
+    file = write(tmp_path, "bin") / "data_batch_1.bin"
+    file.unlink()
+    {"pipe": os.mkfifo, "folder": os.mkdir, "device": lambda path: path.symlink_to("/dev/zero")}[kind](file)
+    assert f"{file} is not a file but a {kind}" in refuses(tmp_path)
 
 
 # Malice ------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import os
 import tarfile
 from pathlib import Path
 
+import filelock
 import pytest
 
 from pdlab.data.download import download, extract
@@ -55,6 +56,30 @@ def test_a_file_with_another_checksum_is_replaced(server: Server, dest: Path) ->
     dest.write_bytes(b"old")
     download(server.address, dest, sha256=SHA)
     assert dest.read_bytes() == CONTENT
+
+
+def test_no_more_is_taken_than_was_asked_for(server: Server, dest: Path) -> None:
+    with pytest.raises(PdlabError, match="has 512,000 bytes instead of at most 1,000"):
+        download(server.address, dest, sha256=SHA, most=1000)
+    assert not list(dest.parent.iterdir())
+
+
+def test_two_do_not_fetch_one_file_at_a_time(server: Server, dest: Path) -> None:
+    dest.parent.mkdir()
+    with filelock.FileLock(dest.with_name(dest.name + ".lock")):
+        assert "another pdlab fetches" in fails(server, dest)
+    assert server.asked == []
+    assert download(server.address, dest, sha256=SHA) == dest
+    assert os.listdir(dest.parent) == [dest.name]
+
+
+def test_a_part_that_is_a_link_is_not_followed(server: Server, dest: Path) -> None:
+    dest.parent.mkdir()
+    thesis = dest.parent / "thesis.tex"
+    thesis.write_text("years")
+    dest.with_name(dest.name + ".part").symlink_to(thesis)
+    assert "cannot write" in fails(server, dest)
+    assert thesis.read_text() == "years"
 
 
 def test_needs_a_checksum(server: Server, dest: Path) -> None:

@@ -147,6 +147,52 @@ def test_a_damaged_cache_is_made_anew(root: Path, private_cache: Path) -> None:
         assert torch.equal(images(root).images, first.images)
 
 
+def test_a_flipped_byte_of_the_cache_is_noticed(root: Path, private_cache: Path) -> None:
+    paint(root / "a.png", "green")
+    first = images(root)
+    (cached,) = private_cache.rglob("*.pixels")
+    content = bytearray(cached.read_bytes())
+    content[5] ^= 1
+    cached.write_bytes(content)
+    assert torch.equal(images(root).images, first.images)
+    cached.unlink()
+    os.mkfifo(cached)
+    assert torch.equal(images(root).images, first.images)
+
+
+def test_an_image_is_of_a_format_that_runs_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostScript called .png would start an interpreter of it."""
+    root.mkdir()
+    (root / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
+
+    def run(*_: object, **__: object) -> None:
+        raise AssertionError("something was started")
+
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", run)
+    monkeypatch.setattr("subprocess.Popen", run)
+    assert "cannot read" in refuses(root)
+
+
+def test_an_image_of_hundreds_of_megapixels_is_not_decoded(root: Path) -> None:
+    root.mkdir()
+    Image.new("1", (9000, 9000)).save(root / "a.png")
+    assert "9000 × 9000 pixels are more than 67,108,864" in refuses(root)
+
+
+def test_a_size_that_does_not_fit_into_memory(root: Path, private_cache: Path) -> None:
+    paint(root / "a.png", "green")
+    assert "1 images of 10000000 × 10000000 pixels would need" in refuses(root, 10**7)
+    assert not list(private_cache.rglob("*"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_subfolder_that_cannot_be_read_is_named(root: Path) -> None:
+    paint(root / "a" / "a.png", "green")
+    (root / "a").chmod(0)
+    assert str(root / "a") in refuses(root)
+    (root / "a").chmod(0o700)
+
+
 @pytest.mark.parametrize("damage", ["garbage", "truncated"])
 def test_an_unreadable_image_is_named(root: Path, private_cache: Path, damage: str) -> None:
     paint(root / "a.png", "red")

@@ -1,8 +1,10 @@
+from pathlib import Path
+
 import pytest
 import torch
 
 import pdlab.data
-from pdlab.data import ImageSource, load, names, to_float, to_uint8
+from pdlab.data import ImageSource, cache_dir, load, names, to_float, to_uint8
 from pdlab.errors import PdlabError
 
 
@@ -159,6 +161,20 @@ def test_digits_are_scikit_learns() -> None:
 def test_digits_have_no_test_split() -> None:
     with pytest.raises(PdlabError, match='only the split "train"'):
         load("digits", "test")
+
+
+@pytest.mark.parametrize("name", ["PDLAB_CACHE", "PDLAB_DATA"])
+def test_nobodys_home_is_said(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "~nosuch/x")
+    with pytest.raises(PdlabError, match=f"{name}=~nosuch/x: there is no such home folder"):
+        load("cifar10")
+
+
+def test_without_a_home_there_is_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PDLAB_CACHE", raising=False)
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda *_, **__: Path("~/.cache/pdlab"))
+    with pytest.raises(PdlabError, match="no home folder for a cache: set PDLAB_CACHE"):
+        cache_dir()
 
 
 def test_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,8 @@
 """The Inception path against torch-fidelity's own API, with random weights: no download."""
 
+import pickle
+import zipfile
+
 import pytest
 import torch
 
@@ -101,6 +104,38 @@ def test_weights_are_downloaded_by_checksum(weights, monkeypatch, tmp_path):
     assert dest.is_relative_to(tmp_path)
     assert dest.name.endswith(f"{sha256[:8]}.pth")  # the publisher names the file by its checksum
     assert len(sha256) == 64
+
+
+class Bomb:
+    def __reduce__(self):
+        return (open, ("exploded", "w"))
+
+
+def test_what_was_checked_is_what_is_used(weights, monkeypatch, tmp_path):
+    """A file that is exchanged after the check is not opened again."""
+    from pdlab.metrics import features
+
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "w.pth"
+    file.write_bytes(weights.read_bytes())
+    read = features._load
+
+    def exchange(path):
+        found = read(path)
+        file.write_bytes(pickle.dumps(Bomb()))
+        return found
+
+    monkeypatch.setattr(features, "_load", exchange)
+    extractor("inception", file)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_weights_that_would_unpack_to_gigabytes(tmp_path):
+    with zipfile.ZipFile(tmp_path / "w.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        for k in range(9):
+            archive.writestr(f"w/data/{k}", bytes(64 << 20))
+    with pytest.raises(PdlabError, match="would unpack to 603,979,776 bytes"):
+        extractor("inception", tmp_path / "w.pth")
 
 
 def test_bad_weights(tmp_path, monkeypatch):

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 
@@ -65,13 +67,19 @@ def test_the_cache_goes_by_content(cache, counting, train, digits, source_of):
     assert other.seen == 600
 
 
-@pytest.mark.parametrize("harm", ["flip", "cut", "empty"])
+@pytest.mark.parametrize("harm", ["flip", "cut", "empty", "pipe", "8 TB"])
 def test_a_damaged_cache_is_computed_anew(cache, counting, train, harm):
     good = reference_features(train, counting), reference_statistics(train, counting)
     for path in (cache / "features").iterdir():
         data = bytearray(path.read_bytes())
         data[-7] ^= 4
-        path.write_bytes({"flip": data, "cut": data[:-8], "empty": b""}[harm])
+        if harm == "pipe":
+            path.unlink()
+            os.mkfifo(path)
+        elif harm == "8 TB":
+            os.truncate(path, 8 << 40)
+        else:
+            path.write_bytes({"flip": data, "cut": data[:-8], "empty": b""}[harm])
     assert torch.equal(reference_statistics(train, counting).cov, good[1].cov)
     assert torch.equal(reference_features(train, counting), good[0])
     assert counting.seen == 1200  # once more, and kept again

@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -200,6 +203,15 @@ def test_bf16_autocast_keeps_losses_in_float32() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(("name", "value"), [("ACCELERATE_USE_CPU", "banana"), ("WORLD_SIZE", "4")])
+def test_an_environment_that_cannot_be_is_said(name: str, value: str) -> None:
+    program = "from pdlab.training.machine import Machine; Machine('cpu')"  # apart: it leaves its marks
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=os.environ | {name: value}
+    )
+    assert "pdlab.errors.PdlabError: Accelerate cannot start" in result.stderr
+
+
 def test_a_missing_gpu_is_said() -> None:
     with pytest.raises(PdlabError, match="--device cpu"):
         Machine("cuda")

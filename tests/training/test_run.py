@@ -154,6 +154,14 @@ def test_a_log_on_a_full_disk_is_one_line(stopped: Path, monkeypatch: pytest.Mon
         Log(stopped, quiet=True).write("teacher", 1, {})
 
 
+def test_a_run_that_is_moved_meanwhile(tmp_path: Path) -> None:
+    with Run(tmp_path / "r") as run:
+        (tmp_path / "r").rename(tmp_path / "elsewhere")
+        with pytest.raises(PdlabError, match="was moved or removed meanwhile"):
+            run_fit(TINY.teacher, run=run, save_every=0)
+    assert not (tmp_path / "r" / "progress").exists()
+
+
 def test_nothing_of_the_users_is_swept_away(tmp_path: Path) -> None:
     own, foreign = tmp_path / ".pdlab-tmp-0123456789abcdef", [".photos.tmp", ".pdlab-tmp-thesis", "a.tmp"]
     for name in [own.name, *foreign]:

@@ -24,6 +24,10 @@ SETTINGS = override(
         "first_steps": "8",
     },
 )
+SMALL = override(
+    SETTINGS,
+    {"network.width": "8", "network.embedding_channels": "8", "teacher.updates": "2", "distill.updates": "1"},
+)
 RECIPE = Recipe(n=100, ddim=16, others=4, nus=(0.0, 1.0), nu_n=70, pool=64)
 
 
@@ -41,7 +45,7 @@ class Ladder:
 
 
 def build_digits(
-    place: Path, log: Log | None = None, seed: int = 0, run: str = "run", out: str = "ladder"
+    place: Path, log: Log | None = None, seed: int = 0, run: str = "run", out: str = "ladder", small: bool = False
 ) -> Ladder:
     """Build (or go on building) the ladder of digits below `place`."""
     source = data.load("digits")
@@ -49,7 +53,7 @@ def build_digits(
     machine = Machine("cpu", "fp32")
     made = build(
         "tiny",
-        SETTINGS,
+        SMALL if small else SETTINGS,
         RECIPE,
         source,
         None,

@@ -1,0 +1,138 @@
+"""Every field of every JSON and every 4 KiB of every file of a ladder and a run, through what reads them."""
+
+import signal
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from pdlab import data, files, zoo
+from pdlab.training.log import Log
+from pdlab.training.loop import Stopped
+from pdlab.training.machine import Machine
+from pdlab.training.objective import DiffusionObjective
+from pdlab.training.presets import override, preset
+from pdlab.training.run import Run
+from pdlab.training.teacher import train
+from tests.hostile import mutations
+from tests.hostile.harness import attempt, examples, first_seed
+from tests.hostile.mutations import Mutation, Sandbox
+from tests.zoo.conftest import build_digits
+
+TINY = {"network.width": "8", "network.blocks": "1", "network.embedding_channels": "8", "teacher.batch": "4"}
+OPTIONS = [part for name, value in TINY.items() for part in ("--set", f"{name}={value}")]
+
+
+def many(usual: int):  # type: ignore[no-untyped-def]
+    """A test over that many cases, the same ones every time for a seed."""
+
+    def decorate(test):  # type: ignore[no-untyped-def]
+        quiet = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
+        chosen = settings(
+            max_examples=examples(usual),
+            phases=[Phase.generate],  # a case is small as it is
+            deadline=None,
+            database=None,
+            suppress_health_check=quiet,
+        )
+        return seed(first_seed())(chosen(test))
+
+    return decorate
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small ladder and of the run that made it."""
+    return build_digits(tmp_path_factory.mktemp("hostile"), small=True).path.parent
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped after 2 of 4 updates, with the states after 1 and 2."""
+    path = tmp_path_factory.mktemp("stopped") / "run"
+
+    class StopAfterTwo(DiffusionObjective):
+        left = 2
+
+        def __call__(self, *args):  # type: ignore[no-untyped-def]
+            self.left -= 1
+            if self.left == 0:
+                signal.raise_signal(signal.SIGINT)
+            return super().__call__(*args)
+
+    stop = StopAfterTwo("snr+1")
+    with pytest.MonkeyPatch.context() as patch, Run(path) as run, Log(path, quiet=True) as log:
+        patch.setattr("pdlab.training.teacher.DiffusionObjective", lambda *_: stop)
+        made = override(preset("digits"), {**TINY, "teacher.updates": "4"})
+        with pytest.raises(Stopped):
+            train(made, data.load("digits"), run, Machine("cpu", "fp32"), log=log, save_every=0)
+    return path
+
+
+@pytest.fixture(scope="module")
+def ladder(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
+    return Sandbox(built / "ladder", tmp_path_factory.mktemp("sandbox") / "home" / "tiny")
+
+
+@pytest.fixture(scope="module")
+def run(stopped: Path, tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
+    return Sandbox(stopped, tmp_path_factory.mktemp("sandbox") / "runs" / "run")
+
+
+def check(sandbox: Sandbox, name: str, mutation: Mutation, args: list[str], may_read: bool) -> None:
+    """`args` refuse the spoiled file, unless they never read it, or it may rightly be accepted."""
+    try:
+        mutation.apply(sandbox.path / name)
+        outcome = attempt(args, sandbox.path.parent.parent)
+        if may_read and not mutation.valid and not sandbox.same(name):
+            assert outcome.code == 2, (name, mutation.words, args, outcome.out)
+    except AssertionError as error:
+        error.add_note(f"{name}: {mutation.words}")
+        raise
+    finally:
+        sandbox.restore()
+
+
+@many(700)
+@given(st.data())
+def test_a_spoiled_ladder(ladder: Sandbox, draw: st.DataObject) -> None:
+    home = ladder.path.parent.parent
+    name = draw.draw(st.sampled_from(ladder.files()))
+    mutation = draw.draw(mutations.of_file(ladder.path / name))
+    command = draw.draw(st.sampled_from(["sample", "evaluate", "distill", "zoo"]))
+    rung = draw.draw(st.sampled_from(["teacher", "student-0002"]))
+    steps = rung.removeprefix("student-").lstrip("0")
+    named = draw.draw(st.booleans())
+    model = f"tiny:{steps}" if named else str(ladder.path / rung)
+    out = str(home / "out.json")
+    args = {
+        "sample": ["sample", model, "--n", "1", "--steps", "1", "--out", str(home / "out.npz")],
+        "evaluate": ["evaluate", model, "--features", "pixels", "--n", "65", "--steps", "1", "--out", out],
+        "distill": ["distill", model, "--run", str(home / "r"), "--from", "2", "--steps", "1", "--batch", "1"],
+        "zoo": ["zoo"],
+    }[command]
+    read = (
+        {"manifest.json", "report.json"}
+        if command == "zoo"
+        else {f"{rung}/model.json", f"{rung}/model.safetensors"}
+    )
+    if named and command != "zoo":
+        read.add("manifest.json")
+    if "--device" not in args and command != "zoo":
+        args += ["--device", "cpu"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zoo, "HOME", home / "home")
+        check(ladder, name, mutation, args, name in read)
+    for made in (home / "out.npz", home / "out.json", home / "r"):
+        files.discard(made)
+
+
+@many(200)
+@given(st.data())
+def test_a_spoiled_run(run: Sandbox, draw: st.DataObject) -> None:
+    name = draw.draw(st.sampled_from(run.files()))
+    mutation = draw.draw(mutations.of_file(run.path / name))
+    options = ["--run", str(run.path), "--steps", "4", "--save-every", "0", "--device", "cpu"]
+    settings_spoiled = name == "train.json" and mutation is not mutations.GONE  # states and logs stop nothing
+    check(run, name, mutation, ["train", "digits", *options, *OPTIONS], settings_spoiled)
