@@ -16,6 +16,7 @@ nothing is unpickled.
 
 import hashlib
 import io
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -139,7 +140,7 @@ class Report(TypedDict):
 
 def names() -> list[str]:
     """The ladders that ship with the package."""
-    return sorted(path.parent.name for path in HOME.glob(f"*/{MANIFEST}"))
+    return sorted(path.name for path in HOME.iterdir() if os.path.lexists(path / MANIFEST))
 
 
 def default() -> str:
@@ -154,7 +155,7 @@ def default() -> str:
 def folder(name: str) -> Path:
     """Where ladder `name`, one of `names()` or a path, lies. PdlabError naming those there are."""
     for path in (HOME / name, Path(name)):
-        if (path / MANIFEST).is_file():
+        if os.path.lexists(path / MANIFEST):
             return path
     raise PdlabError(f"there is no ladder {name!r}: there is {', '.join(names()) or 'none'} (see pdlab zoo)")
 
