@@ -1,18 +1,25 @@
 """Requests that no page sends: 400 and one sentence for whoever sent them, no traceback for whoever serves."""
 
 import json
+import os
+import random
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import gradio as gr
+import psutil
 import pytest
 from fastapi.testclient import TestClient
 from starlette.middleware import Middleware
 
 from pdlab.app.ladders import Shelf
 from pdlab.app.requests import Requests
-from pdlab.app.server import build
+from pdlab.app.server import build, launch
 
-EVENTS = ("compare", "curve", "lineage", "bench", "metrics", "lab", "choose", "restore", "own_steps")
+EVENTS = ("compare", "lab", "choose", "own_steps")
 
 
 @pytest.fixture
@@ -64,3 +71,43 @@ def test_what_a_page_sends_is_answered(app: gr.Blocks, client: TestClient, capsy
     event = next(event for event in app.fns.values() if event.api_name == "lineage")
     status, _ = ask(client, "lineage", {"data": ["shipped", *[1] * (len(event.inputs) - 1)]}, capsys)
     assert status == 200
+
+
+@pytest.mark.nightly
+def test_thirty_clients_half_of_them_hostile(shelf: Shelf, capfd: pytest.CaptureFixture[str]) -> None:
+    """For ten minutes ($PDLAB_SOAK seconds): pages are answered, nonsense is refused, memory does not grow."""
+    app = launch(shelf=shelf, block=False)
+    until = time.monotonic() + float(os.environ.get("PDLAB_SOAK", "600"))
+    inputs = {event.api_name: len(event.inputs) for event in app.fns.values()}
+
+    def post(name: str, content: bytes) -> int:
+        address = f"{app.local_url}gradio_api/run/{name}"
+        request = urllib.request.Request(address, content, {"content-type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    def client(number: int) -> int:
+        draw, asked = random.Random(number), 0
+        while time.monotonic() < until:
+            name = draw.choice(["lineage", "metrics"])
+            page = json.dumps({"data": ["shipped", *[1] * (inputs[name] - 1)]}).encode()
+            nonsense = [b"{", b"[" * 10_000, b'{"data": []}', json.dumps({"data": [None] * inputs[name]}).encode()]
+            content, expected = (page, 200) if number % 2 else (draw.choice(nonsense), 400)
+            assert post(name, content) == expected, (name, content[:50])
+            asked += 1
+        return asked
+
+    process = psutil.Process()
+    with ThreadPoolExecutor(30) as pool:
+        clients = [pool.submit(client, number) for number in range(30)]
+        time.sleep((until - time.monotonic()) / 5)
+        before = process.memory_info().rss
+        asked = [done.result() for done in clients]
+    grown = process.memory_info().rss - before
+    app.close(verbose=False)
+    assert min(asked) > 0
+    assert grown < 200 << 20
+    assert "Traceback" not in capfd.readouterr().err
