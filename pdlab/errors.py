@@ -11,6 +11,9 @@ class PdlabError(Exception):
 class Damaged(PdlabError):
     """A file whose content is proved to be another than was written; it may be set aside, never removed."""
 
+    def __init__(self, what: object, why: str) -> None:
+        super().__init__(f"{what} is damaged ({why}): make it again, or take a copy of it")
+
 
 def reason(error: BaseException) -> str:
     """Why `error` came, in one line without a path: the system's own words where there are some."""

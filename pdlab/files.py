@@ -20,6 +20,7 @@ from typing import IO
 
 from pdlab.errors import PdlabError, reason
 
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of some network file systems: nothing is swept there
 _TEMPORARY = re.compile(r"\.pdlab-tmp-[0-9a-f]{16}")
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISDIR, "a folder"),
@@ -167,10 +168,12 @@ def _temporary(folder: Path, make: Callable[[Path], None]) -> Iterator[Path]:
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(_held(path))
-            except OSError:  # a sweep came between the making and the lock
-                if path.exists():
+            except (BlockingIOError, FileNotFoundError):
+                continue  # a sweep came between the making and the lock, and takes it
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    _remove(path)
                     raise
-                continue
             stack.callback(_remove, path)
             yield path
             return

@@ -67,9 +67,9 @@ def parse(content: bytes, what: str) -> Any:
     try:
         return json.loads(content.decode(), parse_constant=refuse, parse_float=finite)
     except RecursionError:
-        raise Damaged(f"{what} is damaged: its brackets are nested too deeply") from None
+        raise Damaged(what, "its brackets are nested too deeply") from None
     except ValueError as error:
-        raise Damaged(f"{what} is damaged: {reason(error)[:200]}") from None
+        raise Damaged(what, f"{reason(error)[:200]}") from None
 
 
 def conform(value: Any, kind: Any, what: str) -> Any:
@@ -88,7 +88,7 @@ def read(path: Path, kind: Any) -> dict[str, Any]:
     """
     value = parse(read_bytes(path, MOST_JSON), str(path))
     if not isinstance(value, dict):
-        raise Damaged(f"{path} is damaged: it is not a JSON object")
+        raise Damaged(path, "it is not a JSON object")
     form = value.get("format")
     if type(form) is int and form != FORMAT:
         raise PdlabError(
@@ -96,7 +96,7 @@ def read(path: Path, kind: Any) -> dict[str, Any]:
             "use the version that wrote it"
         )
     if value.get("seal") != _seal(value):
-        raise Damaged(f"{path} is damaged: its content does not match its seal")
+        raise Damaged(path, "its content does not match its seal")
     body = {name: part for name, part in value.items() if name not in Sealed.__annotations__}
     conform(body, kind, str(path))
     return body

@@ -16,6 +16,14 @@ torch.set_num_threads(1)
 os.environ["PDLAB_CACHE"] = tempfile.mkdtemp(prefix="pdlab-tests-")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What runs at night is skipped by day."""
+    if "nightly" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("nightly"):
+                item.add_marker(pytest.mark.skip(reason="runs with -m nightly"))
+
+
 @pytest.fixture
 def pdlab(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Runs a command in this process, through the entry point."""

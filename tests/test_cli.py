@@ -1,6 +1,5 @@
 """The command line as users meet it: whole runs, and one clear line for everything that can go wrong."""
 
-import contextlib
 import io
 import json
 import os
@@ -210,6 +209,15 @@ def test_bad_distillation_writes_nothing(pdlab, teacher: Path, tmp_path: Path, a
     assert not (tmp_path / "d").exists()
 
 
+def test_a_student_is_distilled_from_its_own_steps(pdlab, teacher: Path, tmp_path: Path) -> None:
+    assert pdlab("distill", teacher, "--run", teacher.parent, "--from", 8, "--to", 4, "--steps", 1).code == 0
+    student = teacher.parent / "student-0004"
+    refused(
+        pdlab("distill", student, "--run", tmp_path / "d", "--from", 16), "distilled for 4 steps: give --from 4"
+    )
+    assert not (tmp_path / "d").exists()
+
+
 def test_bad_checkpoints(pdlab, teacher: Path, tmp_path: Path) -> None:
     out = tmp_path / "g.png"
     refused(pdlab("sample", tmp_path / "none", "--out", out), "there is no checkpoint")
@@ -334,13 +342,14 @@ def test_something_in_the_way_is_said_before_training(pdlab, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "folder"])
-def test_what_is_no_file_does_not_block(pdlab, teacher: Path, tmp_path: Path, kind: str) -> None:
+def test_what_is_no_file_does_not_block(pdlab, teacher: Path, tmp_path: Path, monkeypatch, kind: str) -> None:
     neighbour = tmp_path / "r" / "student-0002"
     shutil.copytree(teacher, neighbour)
     for file in (neighbour / "model.json", teacher / "model.json"):
         file.unlink()
         if kind == "socket":
-            with socket.socket(socket.AF_UNIX) as bound, contextlib.chdir(file.parent):
+            monkeypatch.chdir(file.parent)  # a socket's path must be short
+            with socket.socket(socket.AF_UNIX) as bound:
                 bound.bind(file.name)
         else:
             (os.mkfifo if kind == "pipe" else os.mkdir)(file)

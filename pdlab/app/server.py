@@ -5,9 +5,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from starlette.middleware import Middleware
+
 from pdlab.app import html, state
 from pdlab.app.compute import Compute
 from pdlab.app.ladders import Shelf
+from pdlab.app.requests import Requests, quiet
 from pdlab.app.tabs import bench, compare, curve, first, lab, lineage, metrics, tour
 from pdlab.app.tabs.binding import QUICK, Context, Tab
 from pdlab.errors import PdlabError
@@ -93,6 +96,7 @@ def build(shelf: Shelf, compute: Compute | None = None) -> gr.Blocks:
             **QUICK,
         )
     app.queue(default_concurrency_limit=None)
+    quiet(app)
     return app
 
 
@@ -121,6 +125,7 @@ def launch(
         footer_links=[],
         mcp_server=False,
         max_file_size=1,  # nothing is uploaded
+        app_kwargs={"middleware": [Middleware(Requests, blocks=app)]},
         theme=gr.themes.Default(
             primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
         ),

@@ -252,11 +252,11 @@ def read_weights(path: Path, sha256: str, expected: Shapes | None = None) -> dic
     """
     size = path.stat().st_size
     if expected is not None and size > (most := _MOST_HEADER + 8 * sum(s.numel() for s in expected.values())):
-        raise Damaged(f"{path} is damaged: it has {size:,} bytes, and its weights take at most {most:,}")
+        raise Damaged(path, f"it has {size:,} bytes, and its weights take at most {most:,}")
     memory.check(2 * size, str(path), "close other programs, or use a larger machine")
     content = read_bytes(path, size)
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise Damaged(f"{path} is damaged: its sha256 is not the one in the JSON beside it")
+        raise Damaged(path, "its sha256 is not the one in the JSON beside it")
     try:
         tensors = safetensors.torch.load(content)
     except (SafetensorError, ValueError, KeyError) as error:

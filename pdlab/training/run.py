@@ -173,10 +173,10 @@ def _read_state(path: Path, stage: str, expected: Shapes | None) -> tuple[dict[s
     try:
         header = schema.read(path / "state.json", State)
         if path.name != f"{stage}-{header['updates']:08d}":
-            raise Damaged(f"{path} is damaged: its state.json is that of update {header['updates']}")
+            raise Damaged(path, f"its state.json is that of update {header['updates']}")
         tensors = read_weights(path / "state.safetensors", header["sha256"], expected)
     except FileNotFoundError as error:
-        raise Damaged(f"{path} is damaged: it has no {Path(error.filename).name}") from None
+        raise Damaged(path, f"it has no {Path(error.filename).name}") from None
     return tensors, header
 
 

@@ -223,8 +223,10 @@ def noise(name: str) -> Tensor:
     content = _content(name, NOISE)
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            if (size := archive.zip.getinfo("noise.npy").file_size) > MOST_BYTES:
+                raise ValueError(f"it would unpack to {size:,} bytes")
             return torch.from_numpy(archive["noise"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, MemoryError) as error:
         raise _damaged(folder(name) / NOISE, error) from error
 
 

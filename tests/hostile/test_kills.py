@@ -14,11 +14,10 @@ from unittest import mock
 import pytest
 import torch
 
-from pdlab import cli, data
+from pdlab import cli
 from pdlab.data import folder as image_folder
 from pdlab.training.checkpoint import load
-from pdlab.training.machine import Machine
-from tests.hostile.harness import examples, first_seed
+from tests.hostile.harness import attempt, examples, first_seed
 from tests.hostile.test_mutations import OPTIONS
 from tests.zoo.conftest import build_digits
 
@@ -65,10 +64,14 @@ def child(work: Callable[[], object], die_at: int = 0) -> tuple[int, int]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _warm() -> None:
+def _warm(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What every child would import anew."""
-    Machine("cpu")
-    data.load("digits")
+    folder = tmp_path_factory.mktemp("warm")
+    teacher, options = str(folder / "r" / "teacher"), ["--steps", "1", "--device", "cpu"]
+    attempt(["train", "digits", "--run", str(folder / "r"), *options, *OPTIONS], folder)
+    attempt(["distill", teacher, "--run", str(folder / "r"), "--from", "2", "--batch", "1", *options], folder)
+    measure = ["--features", "pixels", "--n", "65", "--out", str(folder / "r.json")]
+    attempt(["evaluate", teacher, *measure, *options], folder)
 
 
 def command(*args: object) -> Callable[[], object]:
@@ -117,7 +120,7 @@ def test_training(tmp_path: Path) -> None:
         options = ["--steps", 3, "--save-every", 0, "--device", "cpu", *OPTIONS]
         return command("train", "digits", "--run", place / "run", *options)
 
-    survives(make, hashes("teacher"), tmp_path, 12)
+    survives(make, hashes("teacher"), tmp_path, 30)
 
 
 def test_distilling(tmp_path: Path) -> None:
@@ -128,7 +131,7 @@ def test_distilling(tmp_path: Path) -> None:
         options = ["--from", 4, "--steps", 1, "--save-every", 0, "--batch", 4, "--device", "cpu"]
         return command("distill", tmp_path / "t" / "teacher", "--run", place / "run", *options)
 
-    survives(make, hashes("student-0002", "student-0001"), tmp_path, 12)
+    survives(make, hashes("student-0002", "student-0001"), tmp_path, 30)
 
 
 def test_measuring(tmp_path: Path) -> None:
@@ -143,7 +146,7 @@ def test_measuring(tmp_path: Path) -> None:
 
         return work
 
-    survives(make, lambda place: (place / "report.json").exists(), tmp_path, 8)
+    survives(make, lambda place: (place / "report.json").exists(), tmp_path, 20)
 
 
 @pytest.mark.slow

@@ -88,8 +88,7 @@ def check(sandbox: Sandbox, name: str, mutation: Mutation, args: list[str], may_
         if may_read and not mutation.valid and not sandbox.same(name):
             assert outcome.code == 2, (name, mutation.words, args, outcome.out)
     except AssertionError as error:
-        error.add_note(f"{name}: {mutation.words}")
-        raise
+        raise AssertionError(f"{name}: {mutation.words}: {error}") from error
     finally:
         sandbox.restore()
 

@@ -97,6 +97,15 @@ def edit(folder: Path, **changes: object) -> None:
     sealed.edit(folder / "model.json", lambda header: header.update(changes))
 
 
+def network(folder: Path, **changes: object) -> None:
+    sealed.edit(folder / "model.json", lambda header: header["network"].update(changes))
+
+
+def device(file: Path) -> None:
+    file.unlink()
+    file.symlink_to("/dev/zero")
+
+
 DAMAGE = {
     "a byte flipped": (flip_a_byte, "damaged"),
     "weights truncated": (truncate, "damaged"),
@@ -109,6 +118,14 @@ DAMAGE = {
         lambda f: edit(f, network={"kind": "mlp", "shape": [3]}),
         "does not hold the weights",
     ),
+    "a network of gigabytes": (lambda f: network(f, width=20_000), "does not hold the weights"),
+    "a network of millions of blocks": (
+        lambda f: network(f, blocks=3_000_000),
+        "blocks must be less than",
+    ),
+    "a pipe": (lambda f: ((f / "model.safetensors").unlink(), os.mkfifo(f / "model.safetensors")), "but a pipe"),
+    "a device": (lambda f: device(f / "model.json"), "but a device"),
+    "8 TB": (lambda f: os.truncate(f / "model.safetensors", 8 << 40), "has 8,796,093,022,208 bytes"),
     "unknown kind": (
         lambda f: edit(f, network={"kind": "gan"}),
         "kind must be one of mlp, unet, not 'gan'",
