@@ -1,0 +1,120 @@
+"""Fidelity and variety are what they say they are; a ladder with classes is found, one without is not."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pdlab import data, zoo
+from pdlab.diffusion.samplers import sample
+from pdlab.distillation.guided import GUIDED
+from pdlab.distillation.rounds import distill
+from pdlab.teaching.guidance import PlaneRuler, class_spread, guided_ladder, linear_probe
+from pdlab.teaching.lab import mixture_of_classes
+from pdlab.training.checkpoint import file_sha256, load
+from pdlab.training.machine import Machine
+from pdlab.training.presets import override, preset
+from pdlab.training.run import Run
+from pdlab.training.teacher import train
+
+SETTINGS = {
+    "network.num_classes": "10",
+    "network.null_class": "true",
+    "network.width": "64",
+    "network.blocks": "1",
+    "teacher.label_drop": "0.1",
+    "teacher.updates": "200",
+    "teacher.batch": "64",
+    "guidance_max": "2",
+    "guide.updates": "60",
+    "guide.batch": "64",
+    "distill.updates": "30",
+    "distill.batch": "64",
+    "first_steps": "8",
+}
+
+
+def write_ladder(place: Path, guidance_max: float) -> Path:
+    """A class-conditional ladder of digits: a run, and as much of a manifest as the notebook reads."""
+    settings = override(preset("digits"), SETTINGS | {"guidance_max": str(guidance_max)})
+    digits, machine = data.load("digits"), Machine("cpu", "fp32")
+    with Run(place) as run:
+        teacher = train(settings, digits, run, machine)
+        paths = [teacher, *distill(load(teacher), digits, settings, run, machine, first=8)]
+    rungs = [
+        {"name": path.name, "steps": load(path).denoiser.steps, "sha256": load(path).sha256}
+        for path in paths
+        if path.name != GUIDED
+    ]
+    with (place / zoo.NOISE).open("wb") as file:
+        np.savez_compressed(file, noise=np.zeros((64, 1, 8, 8), np.float32))
+    manifest = {
+        "data": {"name": "digits", "shape": [1, 8, 8], "size": None},
+        "first_steps": 8,
+        "rungs": rungs,
+        "files": {zoo.NOISE: {"sha256": file_sha256(place / zoo.NOISE)}},
+    }
+    (place / zoo.MANIFEST).write_text(json.dumps(manifest))
+    return place
+
+
+@pytest.fixture(scope="session")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_ladder(tmp_path_factory.mktemp("classes"), 2.0)
+
+
+def test_the_classes_own_points_measure_as_themselves() -> None:
+    points = mixture_of_classes()
+    x, labels = points.labelled(30_000, torch.Generator().manual_seed(7))
+    assert labels is not None
+    found = PlaneRuler(points)(x, labels)
+    likeliest = points.log_classes(x, torch.full((30_000,), torch.inf))[:, :-1].argmax(1)
+    assert found.agreement == pytest.approx(float((likeliest == labels).double().mean()))
+    assert found.spread == pytest.approx(1, abs=0.02)
+    assert found.beyond == pytest.approx(0.01, abs=0.003)
+
+
+def test_a_class_drawn_in_its_middle_or_far_away_is_seen() -> None:
+    points = mixture_of_classes()
+    ruler, labels = PlaneRuler(points), torch.arange(600) % 3
+    middles = torch.stack([points.means[2 * c] for c in range(3)])
+    still = ruler(middles[labels], labels)
+    assert (still.agreement, still.beyond) == (1.0, 0.0)
+    assert still.spread < 1e-6
+    away = ruler(3 * middles[labels], labels)
+    assert (away.agreement, away.beyond) == (1.0, 1.0)
+    assert ruler(middles[(labels + 1) % 3], labels).agreement == 0.0
+
+
+def test_class_spread_is_the_distance_from_each_classs_own_middle() -> None:
+    x = torch.tensor([[0.0, 3.0], [0.0, -3.0], [10.0, 0.0], [10.0, 2.0]])
+    torch.testing.assert_close(class_spread(x, torch.tensor([0, 0, 1, 1])), torch.tensor([3.0, 1.0]))
+
+
+def test_a_linear_probe_tells_digits() -> None:
+    digits = data.load("digits")
+    features, labels = digits.images.flatten(1), digits.labels
+    probe = linear_probe(features[:1200], labels[:1200])
+    assert float((probe(features[1200:]) == labels[1200:]).double().mean()) > 0.85
+
+
+def test_a_guided_ladder_is_found_and_draws_as_the_sampler_does(classes: Path) -> None:
+    ladder = guided_ladder(str(classes), most_steps=2)
+    assert ladder is not None
+    assert list(ladder.students) == [2, 1]
+    assert ladder.classes == tuple("0123456789")
+    assert (ladder.guidance_max, ladder.shape) == (2.0, (1, 8, 8))
+    z, labels = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 1, 4])
+    expected = sample(zoo.load(str(classes), 2), z, labels=labels, guidance=1.5)
+    assert torch.equal(ladder.draw(2, z, labels, 1.5, 4), expected)
+    expected = sample(zoo.load(str(classes)), z, 4, "dpm-solver++", labels=labels, guidance=1.5)
+    assert torch.equal(ladder.draw(None, z, labels, 1.5, 4), expected)
+
+
+def test_a_ladder_without_classes_or_guidance_is_none(tmp_path: Path) -> None:
+    ladder = guided_ladder(str(write_ladder(tmp_path, 0.0)))
+    assert ladder is None
+    unconditional = [name for name in zoo.names() if not zoo.load(name).num_classes]
+    assert all(guided_ladder(name) is None for name in unconditional)
