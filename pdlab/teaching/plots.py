@@ -405,14 +405,17 @@ def class_clouds(panels: Mapping[str, tuple[Tensor, Tensor]], points: GaussianMi
 
     A class has a colour and a marker. A circle of two standard deviations holds 86 % of a cloud.
     """
-    figure = _sheet(2.9 * max(2, len(panels)) + 1.0, 3.3 if title else 3.0, left=0.4, right=0.8, wspace=0.12)
+    margins = {"left": 0.4, "right": 0.8, "bottom": 0.3, "top": 0.6 if title else 0.35, "wspace": 0.1}
+    figure = _sheet(2.7 * max(2, len(panels)) + 1.2, 3.5 if title else 3.25, **margins)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (name, (x, labels)) in zip(axes, panels.items(), strict=True):
         _classes(axis, x, labels, points)
-        _plane(axis, name, limit=3.6)
+        _plane(axis, name, limit=4.2)
         axis.set(xlabel="", ylabel="")
         axis.tick_params(labelleft=axis is axes[0])
-    axes[-1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), title="class")
+    axes[-1].legend(
+        frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), title="class", markerscale=2
+    )
     if title:
         figure.suptitle(title, fontsize=10, y=0.99)
     return figure
@@ -425,7 +428,7 @@ def guided_view(
     figure = _sheet(8.8, 3.6, left=0.5, right=1.5, wspace=0.25)
     plane, axis = figure.subplots(1, 2)
     _classes(plane, x, labels, points)
-    _plane(plane, f"samples, w = {w:g}", limit=3.6)
+    _plane(plane, f"samples, w = {w:g}", limit=4.2)
     _lines(axis, lines)
     axis.axvline(w, color=_GREY, linewidth=1)
     for line in lines.values():
