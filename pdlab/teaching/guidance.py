@@ -1,6 +1,6 @@
-"""What guidance buys and what it costs, as figures: in the plane exactly, for a ladder of images by a probe."""
+"""What guidance buys and what it costs: in the plane exactly, for a ladder of images as its report has it."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from pdlab import zoo
-from pdlab.data.cifar10 import CLASSES
 from pdlab.diffusion.denoiser import Denoiser
 from pdlab.diffusion.mixture import GaussianMixture
 from pdlab.diffusion.samplers import sample
+from pdlab.metrics.card import Kind, Row
+from pdlab.zoo.page import figures
 
 
 class Tradeoff(NamedTuple):
@@ -62,26 +63,9 @@ class PlaneRuler:
 
 
 def class_spread(x: Tensor, labels: Tensor) -> Tensor:
-    """Root mean square distance `[C]` of every class's samples `[B, …]` from their middle."""
-    parts = [x[labels == c].flatten(1) for c in range(int(labels.max()) + 1)]
+    """Root mean square distance `[C]` of every class's samples `[B, D]` from their middle."""
+    parts = [x[labels == c] for c in range(int(labels.max()) + 1)]
     return torch.stack([(part - part.mean(0)).square().sum(1).mean().sqrt() for part in parts])
-
-
-def linear_probe(features: Tensor, labels: Tensor, ridge: float = 0.5) -> Callable[[Tensor], Tensor]:
-    """A classifier by least squares: standardised `features` `[N, F]` to classes `[N]`, `ridge` on the weights.
-
-    So large a ridge does best where there are about as many features as images (0.79 of CIFAR-10's classes from
-    1,000 images in EfficientNet's features, 0.59 with a ridge of 1e-3).
-    """
-    mean, scale = features.double().mean(0), features.double().std(0) + 1e-6
-
-    def design(f: Tensor) -> Tensor:
-        return torch.cat([(f.double() - mean) / scale, torch.ones(len(f), 1, dtype=torch.float64)], 1)
-
-    a = design(features)
-    goal = torch.nn.functional.one_hot(labels).double()
-    weights = torch.linalg.solve(a.T @ a + ridge * len(a) * torch.eye(a.shape[1]).double(), a.T @ goal)
-    return lambda f: (design(f) @ weights).argmax(1)
 
 
 @dataclass(frozen=True)
@@ -117,5 +101,25 @@ def guided_ladder(name: str, most_steps: int = 8) -> GuidedLadder | None:
     students = {steps: zoo.load(name, steps) for steps in counts}
     if not teacher.null_class or not students or not all(s.guidance_max for s in students.values()):
         return None
-    known = CLASSES if made["data"]["name"].startswith("cifar10") else tuple(map(str, range(teacher.num_classes)))
-    return GuidedLadder(name, teacher, students, known[: teacher.num_classes], tuple(made["data"]["shape"]))
+    return GuidedLadder(name, teacher, students, tuple(zoo.classes(name)), tuple(made["data"]["shape"]))
+
+
+def measured_shares(name: str, steps: Sequence[int]) -> dict[str, dict[float, Row]]:
+    """Agreement and recall in the report of ladder `name`: `["recall, 4 steps"][w]`, for those that were measured.
+
+    Of the students of `steps` steps, and of the teacher by DDIM with the most evaluations.
+    """
+    report = zoo.report(name)
+    weights = sorted({Row.from_dict(row).card.guidance for row in report["rows"]})
+    lines: dict[str, dict[float, Row]] = {}
+    kinds: tuple[Kind, ...] = ("agreement", "recall")
+    for kind in kinds:
+        for w in weights:
+            rows = figures(report, w, kind)
+            if undistilled := rows.get("ddim"):
+                lines.setdefault(f"{kind}, teacher", {})[w] = undistilled[max(undistilled)]
+            for n in steps:
+                if n in rows.get("distilled", {}):
+                    label = f"{kind}, {n} step{'s' if n > 1 else ''}"
+                    lines.setdefault(label, {})[w] = rows["distilled"][n]
+    return lines

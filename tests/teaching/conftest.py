@@ -1,19 +1,16 @@
 """A class-conditional, guided ladder of digits, as small as its notebook needs."""
 
-import json
+import dataclasses
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from pdlab import data, zoo
-from pdlab.distillation.guided import GUIDED
-from pdlab.distillation.rounds import distill
-from pdlab.training.checkpoint import file_sha256, load
+from pdlab import data
+from pdlab.data import ImageSource
 from pdlab.training.machine import Machine
 from pdlab.training.presets import override, preset
-from pdlab.training.run import Run
-from pdlab.training.teacher import train
+from pdlab.zoo.build import build
+from pdlab.zoo.recipe import Recipe
 
 SETTINGS = {
     "network.num_classes": "10",
@@ -23,39 +20,28 @@ SETTINGS = {
     "teacher.label_drop": "0.1",
     "teacher.updates": "200",
     "teacher.batch": "64",
-    "guidance_max": "2",
     "guide.updates": "60",
     "guide.batch": "64",
     "distill.updates": "30",
     "distill.batch": "64",
     "first_steps": "8",
 }
+RECIPE = Recipe(n=100, ddim=8, others=2, nus=(), nu_n=70, pool=16)
+SHARES = ("frechet", "kernel", "agreement", "recall")
 
 
-def write_ladder(place: Path, guidance_max: float) -> Path:
-    """A class-conditional ladder of digits: a run, and as much of a manifest as the notebook reads."""
+def build_with_classes(place: Path, guidance_max: float) -> Path:
+    """A ladder of digits with classes; guided and measured at w = 0, 1 and 2 if `guidance_max` is not 0."""
     settings = override(preset("digits"), SETTINGS | {"guidance_max": str(guidance_max)})
-    digits, machine = data.load("digits"), Machine("cpu", "fp32")
-    with Run(place) as run:
-        teacher = train(settings, digits, run, machine)
-        paths = [teacher, *distill(load(teacher), digits, settings, run, machine, first=8)]
-    rungs = [
-        {"name": path.name, "steps": load(path).denoiser.steps, "sha256": load(path).sha256}
-        for path in paths
-        if path.name != GUIDED
-    ]
-    with (place / zoo.NOISE).open("wb") as file:
-        np.savez_compressed(file, noise=np.zeros((64, 1, 8, 8), np.float32))
-    manifest = {
-        "data": {"name": "digits", "shape": [1, 8, 8], "size": None},
-        "first_steps": 8,
-        "rungs": rungs,
-        "files": {zoo.NOISE: {"sha256": file_sha256(place / zoo.NOISE)}},
-    }
-    (place / zoo.MANIFEST).write_text(json.dumps(manifest))
-    return place
+    recipe = dataclasses.replace(RECIPE, guidances=(0.0, 1.0, 2.0), shown=1.0, kinds=SHARES)
+    source, out = data.load("digits"), place / "ladder"
+    assert isinstance(source, ImageSource)
+    how = recipe if guidance_max else RECIPE
+    machine = Machine("cpu", "fp32")
+    build("with classes", settings, how, source, None, place / "run", out, machine, features="pixels", seconds=0.02)
+    return out
 
 
 @pytest.fixture(scope="session")
 def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_ladder(tmp_path_factory.mktemp("classes"), 2.0)
+    return build_with_classes(tmp_path_factory.mktemp("classes"), 2.0)

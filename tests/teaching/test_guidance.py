@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pdlab import data, zoo
+from pdlab import zoo
 from pdlab.diffusion.samplers import sample
-from pdlab.teaching.guidance import PlaneRuler, class_spread, guided_ladder, linear_probe
+from pdlab.teaching.guidance import PlaneRuler, class_spread, guided_ladder, measured_shares
 from pdlab.teaching.lab import mixture_of_classes
-from tests.teaching.conftest import write_ladder
+from tests.teaching.conftest import build_with_classes
 
 
 def test_the_classes_own_points_measure_as_themselves() -> None:
@@ -40,13 +40,6 @@ def test_class_spread_is_the_distance_from_each_classs_own_middle() -> None:
     torch.testing.assert_close(class_spread(x, torch.tensor([0, 0, 1, 1])), torch.tensor([3.0, 1.0]))
 
 
-def test_a_linear_probe_tells_digits() -> None:
-    digits = data.load("digits")
-    features, labels = digits.images.flatten(1), digits.labels
-    probe = linear_probe(features[:1200], labels[:1200])
-    assert float((probe(features[1200:]) == labels[1200:]).double().mean()) > 0.85
-
-
 def test_a_guided_ladder_is_found_and_draws_as_the_sampler_does(classes: Path) -> None:
     ladder = guided_ladder(str(classes), most_steps=2)
     assert ladder is not None
@@ -61,7 +54,22 @@ def test_a_guided_ladder_is_found_and_draws_as_the_sampler_does(classes: Path) -
 
 
 def test_a_ladder_without_classes_or_guidance_is_none(tmp_path: Path) -> None:
-    ladder = guided_ladder(str(write_ladder(tmp_path, 0.0)))
+    ladder = guided_ladder(str(build_with_classes(tmp_path, 0.0)))
     assert ladder is None
     unconditional = [name for name in zoo.names() if not zoo.load(name).num_classes]
     assert all(guided_ladder(name) is None for name in unconditional)
+
+
+def test_measured_shares_are_the_reports(classes: Path) -> None:
+    lines = measured_shares(str(classes), (4, 1, 64))
+    models = ("teacher", "4 steps", "1 step")
+    assert set(lines) == {f"{kind}, {model}" for kind in ("agreement", "recall") for model in models}
+    for name, line in lines.items():
+        assert set(line) == {0.0, 1.0, 2.0}
+        for w, row in line.items():
+            assert (row.kind, row.card.guidance) == (name.split(",")[0], w)
+            assert row.model == ("teacher" if "teacher" in name else "distilled")
+            assert row.steps == {"teacher": 8, "4 steps": 4, "1 step": 1}[name.split(", ")[1]]
+            assert 0 <= row.value <= 1
+    unmeasured = [name for name in zoo.names() if "recall" not in zoo.manifest(name)["recipe"].get("kinds", ())]
+    assert all(measured_shares(name, (4,)) == {} for name in unmeasured)

@@ -143,12 +143,14 @@ def test_the_images_with_classes_are_shown_once_a_ladder_has_any(
             namespace["moved"] = True
     assert namespace["moved"]
     assert "10 classes, w in [0, 2]" in (said := capsys.readouterr().out)
-    assert "the probe names" in said
+    assert "1 steps, w = 1: largest difference" in said
     rows = [axis.get_yticklabels()[0].get_text() for axis in namespace["class_rows"](2.0).axes]
     assert rows == ["teacher, DDIM, 4 steps", "student, 4 steps", "student, 2 steps", "student, 1 step"]
     names = {line.get_label() for line in namespace["image_tradeoff"]().axes[0].lines}
     models = ("teacher", "4 steps", "1 step")
-    assert names == {f"{what}, {model}" for what in ("agreement", "spread") for model in models} | {"real images"}
+    assert names == {f"{what}, {model}" for what in ("agreement", "recall") for model in models} | {
+        "agreement, real"
+    }
 
 
 def run(source: str, namespace: dict[str, Any]) -> Any:
