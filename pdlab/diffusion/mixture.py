@@ -8,6 +8,8 @@ sigma²), and the ideal prediction is known exactly:
 with r_k the posterior probability of component k. It is the network that infinite training would give.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -49,22 +51,36 @@ class GaussianMixture(nn.Module):
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """`[n, D]` draws."""
+        return self.labelled(n, generator)[0]
+
+    def labelled(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor | None]:
+        """`[n, D]` draws and their classes, int64 `[n]`; None for a mixture without classes."""
         k = torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=generator)
         noise = torch.randn(n, self.means.shape[1], generator=generator, device=self.means.device)
-        return self.means[k] + self.stds[k, None] * noise.to(self.means)
+        labels = self.log_member[:-1, k].argmax(0) if self.num_classes else None
+        return self.means[k] + self.stds[k, None] * noise.to(self.means), labels
 
     def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         """E[x | z, label] `[B, D]` at log-SNR `logsnr` `[B]` (±∞ allowed), in z's dtype."""
+        log_r, component_x = self._components(z, logsnr)
+        if labels is not None:
+            log_r = log_r + self.log_member[labels].to(z.dtype)
+        return (torch.softmax(log_r, dim=1)[..., None] * component_x).sum(1)
+
+    def log_classes(self, z: Tensor, logsnr: Tensor) -> Tensor:
+        """log p(z_t, class) `[B, C + 1]` for every class, and log p(z_t) last; at logsnr = ∞ of the data."""
+        log_r = self._components(z, logsnr)[0] - 0.5 * z.shape[1] * math.log(2 * math.pi)
+        return torch.logsumexp(log_r[:, None] + self.log_member.to(z.dtype), dim=2)
+
+    def _components(self, z: Tensor, logsnr: Tensor) -> tuple[Tensor, Tensor]:
+        """Of every component: log p(z_t, k) but for a constant `[B, K]`, and E[x | z, k] `[B, K, D]`."""
         means, stds = self.means.to(z.dtype), self.stds.to(z.dtype)
         alpha, sigma = torch.sigmoid(logsnr).sqrt()[:, None], torch.sigmoid(-logsnr).sqrt()[:, None]
         variance = (alpha * stds) ** 2 + sigma**2  # [B, K]
         offset = z[:, None] - alpha[..., None] * means  # [B, K, D]
         log_r = self.log_weights.to(z.dtype) - offset.square().sum(-1) / (2 * variance)
-        if labels is not None:
-            log_r = log_r + self.log_member[labels].to(z.dtype)
-        r = torch.softmax(log_r - 0.5 * z.shape[1] * torch.log(variance), dim=1)
         component_x = means + (alpha * stds**2 / variance)[..., None] * offset
-        return (r[..., None] * component_x).sum(1)
+        return log_r - 0.5 * z.shape[1] * torch.log(variance), component_x
 
     def denoiser(self, schedule: CosineSchedule | None = None) -> Denoiser:
         """The closed-form denoiser under `schedule`."""

@@ -24,14 +24,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pdlab.diffusion.prediction import from_x
+from pdlab.diffusion.denoiser import Denoiser
+from pdlab.diffusion.prediction import Prediction, from_x
 from pdlab.diffusion.samplers import ddim_step
 from pdlab.diffusion.schedule import CosineSchedule
+from pdlab.diffusion.weighting import WEIGHTINGS, mse
 from pdlab.metrics.kernel import Kernel, mmd2_unbiased, polynomial_kernel
 
 Answer = Callable[..., Any]
+Loss = Callable[[Prediction, Prediction], Tensor]
 
 _TRIALS = 5
 
@@ -47,13 +50,15 @@ class NotYet(AssertionError):
 class Exercise:
     """What is asked, a specification to compare with, and mistakes that are known by the numbers they give.
 
-    `inputs(generator)` are the arguments of one random trial; `mistakes` maps a hint to a wrong function.
+    `inputs(generator)` are the arguments of one random trial; `mistakes` maps a hint to a wrong function;
+    `observe(answer, *trial)` is what is compared, if that is more than what the answer returns.
     """
 
     asked: str
     specification: Answer
     inputs: Callable[[torch.Generator], tuple[Any, ...]]
     mistakes: dict[str, Answer]
+    observe: Answer = lambda answer, *trial: answer(*trial)
 
 
 def check(name: str, answer: Answer) -> None:
@@ -64,9 +69,13 @@ def check(name: str, answer: Answer) -> None:
     exercise = EXERCISES[name]
     generator = torch.Generator().manual_seed(0)
     trials = [exercise.inputs(generator) for _ in range(_TRIALS)]
-    expected = [_values(exercise.specification(*trial)) for trial in trials]
+
+    def seen(function: Answer) -> list[Tensor | None]:
+        return [_values(exercise.observe(function, *trial)) for trial in trials]
+
+    expected = seen(exercise.specification)
     try:
-        given = [_values(answer(*trial)) for trial in trials]
+        given = seen(answer)
     except NotImplementedError:
         raise NotYet(f"{name} is not written yet: {exercise.asked}") from None
     except Exception as error:  # whatever a learner's code may raise is theirs to see, with where it came from
@@ -77,7 +86,7 @@ def check(name: str, answer: Answer) -> None:
         print(f"✓ {name}: equal to the specification on {_TRIALS} random inputs")
         return
     for hint, mistake in exercise.mistakes.items():
-        if all(_equal(a, _values(mistake(*trial))) for a, trial in zip(given, trials, strict=True)):
+        if all(_equal(a, b) for a, b in zip(given, seen(mistake), strict=True)):
             raise NotYet(f"{name}: {hint}")
     raise NotYet(f"{name}: {_difference(given, expected)}")
 
@@ -185,6 +194,96 @@ def _mmd_with(
 
 def _cost_inputs(generator: torch.Generator) -> tuple[Any, ...]:
     return tuple(int(n) for n in torch.randint(10, 500, (2,), generator=generator))
+
+
+def _guided_inputs(generator: torch.Generator) -> tuple[Any, ...]:
+    # As many coordinates as examples: a weight that is put along the wrong axis is then no error of shapes.
+    w = 4 * torch.rand(4, generator=generator, dtype=torch.float64)
+    return _normal(generator, 4, 4), _normal(generator, 4, 4), w
+
+
+def _guide(conditional: Any, unconditional: Any, w: Any) -> Any:
+    return conditional + w * (conditional - unconditional)
+
+
+class _Told(nn.Module):
+    """Any network with three classes, a fourth label for none, and perhaps a guidance weight."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self.mix, self.class_shift, self.w_shift = (
+            nn.Parameter(_normal(generator, *shape)) for shape in ((2, 2), (4, 2), (2,))
+        )
+
+    def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor, guidance: Tensor | None = None) -> Tensor:
+        told = 0 if guidance is None else guidance[:, None] * self.w_shift
+        return torch.tanh(z @ self.mix + self.class_shift[labels] + told + logsnr[:, None] / 10)
+
+
+def _stage_one_inputs(generator: torch.Generator) -> tuple[Any, ...]:
+    teacher = Denoiser(_Told(generator), "x", num_classes=3, null_class=True, bounded=False)
+    student = Denoiser(_Told(generator), "v", num_classes=3, guidance_max=4.0, bounded=False)
+    t = 0.1 + 0.8 * torch.rand(8, generator=generator, dtype=torch.float64)
+    w = 4 * torch.rand(8, generator=generator, dtype=torch.float64)
+    labels = torch.randint(3, (8,), generator=generator)
+    return teacher, student, WEIGHTINGS["truncated"].loss, _normal(generator, 8, 2), t, labels, w
+
+
+def _stage_one_observed(answer: Answer, teacher: Denoiser, student: Denoiser, *rest: Any) -> Any:
+    """The losses, and the gradients of both networks' weights: what flows back is a part of the answer."""
+    losses = answer(teacher, student, *rest)
+    if not isinstance(losses, Tensor) or not losses.is_floating_point():
+        return losses
+    weights = [*student.network.parameters(), *teacher.network.parameters()]
+    if not losses.requires_grad:
+        return losses, [torch.zeros_like(weight) for weight in weights]
+    return losses, list(torch.autograd.grad(losses.sum(), weights, allow_unused=True, materialize_grads=True))
+
+
+def _stage_one(
+    teacher: Denoiser,
+    student: Denoiser,
+    loss: Loss,
+    z: Tensor,
+    t: Tensor,
+    labels: Tensor,
+    w: Tensor,
+    *,
+    teacher_w: Tensor | None = None,
+    student_w: Tensor | None = None,
+) -> Tensor:
+    """Stage one's losses, or with other weights for one of the two."""
+    with torch.no_grad():
+        target = teacher(z, t, labels, w if teacher_w is None else teacher_w)
+    return loss(target, student(z, t, labels, w if student_w is None else student_w))
+
+
+def _not_detached(
+    teacher: Denoiser, student: Denoiser, loss: Loss, z: Tensor, t: Tensor, labels: Tensor, w: Tensor
+) -> Tensor:
+    return loss(teacher(z, t, labels, w), student(z, t, labels, w))
+
+
+def _student_guided(
+    teacher: Denoiser, student: Denoiser, loss: Loss, z: Tensor, t: Tensor, labels: Tensor, w: Tensor
+) -> Tensor:
+    """Guidance put around the student: its answers with and without the class, against the plain teacher."""
+    with torch.no_grad():
+        target = teacher(z, t, labels)
+    none = torch.full_like(labels, student.num_classes)
+    pairs = zip(student(z, t, labels), student(z, t, none), strict=True)
+    return loss(target, Prediction(*(_guide(a, b, w[:, None]) for a, b in pairs)))
+
+
+def _unweighted(
+    teacher: Denoiser, student: Denoiser, loss: Loss, z: Tensor, t: Tensor, labels: Tensor, w: Tensor
+) -> Tensor:
+    return _stage_one(teacher, student, lambda target, p: mse(target.x, p.x), z, t, labels, w)
+
+
+def _student_frozen(*trial: Any) -> Tensor:
+    with torch.no_grad():
+        return _stage_one(*trial)
 
 
 EXERCISES: dict[str, Exercise] = {
@@ -372,5 +471,61 @@ EXERCISES: dict[str, Exercise] = {
                 3 * updates * batch,
             ),
         },
+    ),
+    "guided_x": Exercise(
+        "return (1 + w) x(z, class) − w x(z, no class), with a weight w of its own for each example",
+        lambda conditional, unconditional, w: _guide(conditional, unconditional, w[:, None]),
+        _guided_inputs,
+        {
+            "this is the convention of a guidance scale s = w + 1: at w = 0 it gives x(z, no class), "
+            "and should give x(z, class)": lambda c, u, w: _guide(u, c, -w[:, None]),
+            "class and no class have changed places: this leads away from the class": lambda c, u, w: _guide(
+                u, c, w[:, None]
+            ),
+            "the sign of w is turned: w > 0 leads from no class to the class and beyond, for x as for eps": (
+                lambda c, u, w: _guide(c, u, -w[:, None])
+            ),
+            "x(z, no class) is added: the factors 1 + w and −w must add up to 1": (
+                lambda c, u, w: _guide(c, -u, w[:, None])
+            ),
+            "w lies along the wrong axis, one for each coordinate: w[:, None] makes it one for each example": (
+                lambda c, u, w: _guide(c, u, w)
+            ),
+            "all examples are guided by the first one's w: keep a w for each": lambda c, u, w: _guide(c, u, w[0]),
+            "all examples are guided by the mean w: keep a w for each": lambda c, u, w: _guide(c, u, w.mean()),
+        },
+    ),
+    "stage_one": Exercise(
+        "return loss(target, prediction) `[B]`: the teacher guided by w is the target, the student is told w",
+        _stage_one,
+        _stage_one_inputs,
+        {
+            "the target is not detached: the teacher is fixed, so ask it within torch.no_grad()": _not_detached,
+            "nothing flows back into the student: only the teacher belongs within torch.no_grad()": _student_frozen,
+            "the student is not told w: one answer cannot suit all weights": (
+                lambda teacher, student, loss, z, t, labels, w: _stage_one(
+                    teacher, student, loss, z, t, labels, w, student_w=torch.zeros_like(w)
+                )
+            ),
+            "the teacher is not guided: its target is that of w = 0, and the student learns to ignore w": (
+                lambda teacher, student, loss, z, t, labels, w: _stage_one(
+                    teacher, student, loss, z, t, labels, w, teacher_w=torch.zeros_like(w)
+                )
+            ),
+            "the student is guided instead of the teacher: guide the target, and let the student answer in one "
+            "call": _student_guided,
+            "the teacher is guided by w + 1, a guidance scale: give it w, as the student is": (
+                lambda teacher, student, loss, z, t, labels, w: _stage_one(
+                    teacher, student, loss, z, t, labels, w, teacher_w=w + 1
+                )
+            ),
+            "all examples share the mean w: draw one for each, and give each its own": (
+                lambda teacher, student, loss, z, t, labels, w: _stage_one(
+                    teacher, student, loss, z, t, labels, w.mean().expand(len(w))
+                )
+            ),
+            "the loss is not weighted: this is the plain x-MSE; use the `loss` that is given": _unweighted,
+        },
+        _stage_one_observed,
     ),
 }

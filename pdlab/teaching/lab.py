@@ -22,7 +22,7 @@ from pdlab.distillation.rounds import ladder, round_settings
 from pdlab.distillation.target import student_target
 from pdlab.networks.mlp import MLPConfig
 from pdlab.seeds import seed_for
-from pdlab.training.checkpoint import build_network
+from pdlab.training.checkpoint import build_network, conditioning
 from pdlab.training.loop import fit
 from pdlab.training.machine import Machine
 from pdlab.training.objective import DiffusionObjective, stratified_times
@@ -39,25 +39,34 @@ def mixture() -> GaussianMixture:
     )
 
 
+def mixture_of_classes() -> GaussianMixture:
+    """Three classes of two clouds each, which overlap near the middle; variance about 1 a coordinate."""
+    means = torch.tensor([[0.2, 1.6], [0.2, 0.4], [-1.6, -0.4], [-0.4, -0.2], [1.3, -1.4], [0.5, -0.5]])
+    return GaussianMixture(means, torch.full((6,), 0.45), classes=torch.tensor([0, 0, 1, 1, 2, 2]))
+
+
 @dataclass(eq=False)
 class MixtureSource(Source):
-    """Fresh points `[n, 2]` of a Gaussian mixture, for training."""
+    """Fresh points `[n, 2]` of a Gaussian mixture, for training, with their classes where it has any."""
 
     points: GaussianMixture
     name: str = "mixture"
     split: str = "train"
     shape: tuple[int, ...] = (2,)
-    num_classes: int = 0
+    num_classes: int = dataclasses.field(init=False)
     bounded: bool = False
     digest: str = "mixture"
+
+    def __post_init__(self) -> None:
+        self.num_classes = self.points.num_classes
 
     def to(self, device: torch.device | str) -> "MixtureSource":
         """Itself: the lab stays on the CPU."""
         return self
 
-    def draw(self, n: int, generator: Generator, flip: bool = False) -> tuple[Tensor, None]:
-        """`n` points and None for the labels."""
-        return self.points.sample(n, generator), None
+    def draw(self, n: int, generator: Generator, flip: bool = False) -> tuple[Tensor, Tensor | None]:
+        """`n` points and their classes (None without)."""
+        return self.points.labelled(n, generator)
 
 
 def new_network(output: str, seed: int, schedule: CosineSchedule | None = None) -> Denoiser:
@@ -65,6 +74,14 @@ def new_network(output: str, seed: int, schedule: CosineSchedule | None = None) 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, "lab"))
         return Denoiser(build_network(NETWORK, output), output, schedule, bounded=False)
+
+
+def new_guided_student(num_classes: int, guidance_max: float, seed: int = 0) -> Denoiser:
+    """An untrained MLP denoiser of points (v) that is told a class and a guidance weight."""
+    config = MLPConfig((2,), 1, 96, 3, 64, num_classes=num_classes, guidance_max=guidance_max)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(seed, "lab"))
+        return Denoiser(build_network(config, "v"), "v", bounded=False, **conditioning(config))
 
 
 def train_teacher(

@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator, ScalarFormatter
 from torch import Tensor
 
+from pdlab.diffusion.mixture import GaussianMixture
 from pdlab.diffusion.prediction import Prediction
 from pdlab.diffusion.samplers import ddim_step
 from pdlab.diffusion.schedule import CosineSchedule
@@ -176,17 +178,7 @@ def curves(
     """One line for each name, `lines[name][x]` being its height at x; `floor` is a dashed level."""
     figure = _sheet(6.4, 3.8, left=0.85, right=1.9)
     axis = figure.subplots()
-    for (name, points), colour, (marker, style) in zip(lines.items(), PALETTE, _STYLES, strict=False):
-        xs = sorted(points)
-        axis.plot(
-            xs,
-            [points[x] for x in xs],
-            color=colour,
-            marker=marker if markers else None,
-            linestyle=style,
-            markersize=5,
-            label=name,
-        )
+    _lines(axis, lines, markers)
     if floor is not None:
         axis.axhline(floor, color=COLOURS["floor"], linestyle=(0, (1, 1)), linewidth=1.2, label=floor_label)
     if xlog:
@@ -408,6 +400,47 @@ def target_geometry(
     return figure
 
 
+def class_clouds(panels: Mapping[str, tuple[Tensor, Tensor]], points: GaussianMixture, title: str = "") -> Figure:
+    """Samples `[B, 2]` and the classes `[B]` they were asked for, a panel each; circles are the mixture's clouds.
+
+    A class has a colour and a marker. A circle of two standard deviations holds 86 % of a cloud.
+    """
+    margins = {"left": 0.4, "right": 0.8, "bottom": 0.3, "top": 0.6 if title else 0.35, "wspace": 0.1}
+    figure = _sheet(2.7 * max(2, len(panels)) + 1.2, 3.5 if title else 3.25, **margins)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (name, (x, labels)) in zip(axes, panels.items(), strict=True):
+        _classes(axis, x, labels, points)
+        _plane(axis, name, limit=4.2)
+        axis.set(xlabel="", ylabel="")
+        axis.tick_params(labelleft=axis is axes[0])
+    axes[-1].legend(
+        frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), title="class", markerscale=2
+    )
+    if title:
+        figure.suptitle(title, fontsize=10, y=0.99)
+    return figure
+
+
+def guided_view(
+    x: Tensor, labels: Tensor, points: GaussianMixture, lines: Mapping[str, Mapping[float, float]], w: float
+) -> Figure:
+    """Samples guided by `w` as in `class_clouds`; beside them shares against the weight, `w` marked."""
+    figure = _sheet(8.8, 3.6, left=0.5, right=1.5, wspace=0.25)
+    plane, axis = figure.subplots(1, 2)
+    _classes(plane, x, labels, points)
+    _plane(plane, f"samples, w = {w:g}", limit=4.2)
+    _lines(axis, lines)
+    axis.axvline(w, color=_GREY, linewidth=1)
+    for line in lines.values():
+        axis.annotate(f"{line[w]:.2f}", (w, line[w]), (4, 4), textcoords="offset points", fontsize=8)
+    axis.set_ylim(-0.03, 1.1)
+    axis.set_xlabel("guidance weight w")
+    axis.set_title("fidelity against variety", fontsize=10)
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
 def ledger_trail(ledger: Ledger, example: int = 0, data: Tensor | None = None) -> Figure:
     """The error of one sample in the plane as a trail of arrows, from where the exact flow ends to the student."""
     figure = _sheet(5.8, 4.2, right=1.9)
@@ -454,6 +487,41 @@ def ledger_bars(ledger: Ledger) -> Figure:
     axis.set_xlim(0, 1.12 * left)
     axis.set_xlabel("mean length (root mean square, units of the data)")
     return figure
+
+
+def _lines(axis: Axes, lines: Mapping[str, Mapping[float, float]], markers: bool = True) -> None:
+    """A line for each name, told apart by colour, marker and dashes."""
+    for (name, points), colour, (marker, style) in zip(lines.items(), PALETTE, _STYLES, strict=False):
+        xs = sorted(points)
+        axis.plot(
+            xs,
+            [points[x] for x in xs],
+            color=colour,
+            marker=marker if markers else None,
+            linestyle=style,
+            markersize=5,
+            label=name,
+        )
+
+
+def _classes(axis: Axes, x: Tensor, labels: Tensor, points: GaussianMixture) -> None:
+    """Points in the colour and marker of their class, on the circles of the mixture's clouds."""
+    of_cloud = points.log_member[:-1].argmax(0)
+    for mean, std, label in zip(points.means, points.stds, of_cloud, strict=True):
+        edge = Circle((float(mean[0]), float(mean[1])), 2 * float(std), fill=False, edgecolor=PALETTE[int(label)])
+        axis.add_patch(edge)
+    for label in range(points.num_classes):
+        mine = x[labels == label]
+        axis.scatter(
+            mine[:, 0],
+            mine[:, 1],
+            s=9,
+            marker=_STYLES[label][0],
+            color=PALETTE[label],
+            alpha=0.35,
+            linewidths=0,
+            label=f"{label}",
+        )
 
 
 def _log_heights(axis: Axes, heights: Sequence[float]) -> None:

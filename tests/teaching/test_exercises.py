@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pdlab.diffusion.prediction import from_v
+from pdlab.diffusion.prediction import from_v, from_x
 from pdlab.diffusion.samplers import ddim_step_angle
 from pdlab.diffusion.weighting import WEIGHTINGS
 from pdlab.distillation.rounds import ladder, round_settings
@@ -48,6 +48,16 @@ def right_cost(updates, batch):
     return cost.forward_evaluations, cost.backward_evaluations
 
 
+def right_stage_one(teacher, student, loss, z, t, labels, w):
+    """Two evaluations written out, instead of the denoiser's one of twice the batch."""
+    schedule = teacher.schedule
+    none = torch.full_like(labels, teacher.num_classes)
+    with torch.no_grad():
+        x = (1 + w[:, None]) * teacher(z, t, labels).x - w[:, None] * teacher(z, t, none).x
+    target = from_x(z, schedule.alpha(t)[:, None], schedule.sigma(t)[:, None], x)
+    return loss(target, student(z, t, labels, w))
+
+
 RIGHT: dict[str, Answer] = {
     "from_v": right_from_v,
     "ddim_step": ddim_step_angle,
@@ -57,6 +67,8 @@ RIGHT: dict[str, Answer] = {
     "rungs": right_rungs,
     "mmd2": right_mmd,
     "round_cost": right_cost,
+    "guided_x": lambda c, u, w: u + torch.einsum("b,bd->bd", 1 + w, c - u),
+    "stage_one": right_stage_one,
 }
 
 
@@ -85,6 +97,36 @@ def off_diagonal(points: Tensor, kernel, divisor: int) -> Tensor:
 
 def all_updates_equal(first, updates):
     return [(n, updates) for n in ladder(first)]
+
+
+def stage_one(teacher, student, loss, z, t, labels, teachers_w, students_w):
+    with torch.no_grad():
+        target = teacher(z, t, labels, teachers_w)
+    return loss(target, student(z, t, labels, students_w))
+
+
+def student_guided_instead(teacher, student, loss, z, t, labels, w):
+    with torch.no_grad():
+        target = teacher(z, t, labels)
+    c, u = student(z, t, labels), student(z, t, torch.full_like(labels, 3))
+    x = (1 + w[:, None]) * c.x - w[:, None] * u.x
+    alpha, sigma = student.schedule.alpha(t)[:, None], student.schedule.sigma(t)[:, None]
+    return loss(target, from_x(z, alpha, sigma, x))
+
+
+def mean_of(w):
+    return torch.full_like(w, float(w.mean()))
+
+
+def nothing_learns(*trial):
+    with torch.no_grad():
+        return right_stage_one(*trial)
+
+
+def plain_mse(teacher, student, loss, z, t, labels, w):
+    with torch.no_grad():
+        target = teacher(z, t, labels, w)
+    return ((target.x - student(z, t, labels, w).x) ** 2).mean(1)
 
 
 # (exercise, a part of the hint that it must be told, the wrong answer)
@@ -135,6 +177,25 @@ WRONG: list[tuple[str, str, Answer]] = [
     ("round_cost", "frozen", lambda updates, batch: (3 * updates * batch, 3 * updates * batch)),
     ("round_cost", "by the batch", lambda updates, batch: (3 * updates, updates)),
     ("round_cost", "changed places", lambda updates, batch: (updates * batch, 3 * updates * batch)),
+    ("guided_x", "s = w + 1", lambda c, u, w: u + w[:, None] * (c - u)),
+    ("guided_x", "changed places", lambda c, u, w: (1 + w[:, None]) * u - w[:, None] * c),
+    ("guided_x", "sign of w", lambda c, u, w: (1 - w[:, None]) * c + w[:, None] * u),
+    ("guided_x", "is added", lambda c, u, w: (1 + w[:, None]) * c + w[:, None] * u),
+    ("guided_x", "wrong axis", lambda c, u, w: (1 + w) * c - w * u),
+    ("guided_x", "first one's w", lambda c, u, w: (1 + float(w[0])) * c - float(w[0]) * u),
+    ("guided_x", "the mean w", lambda c, u, w: (1 + w.mean()) * c - w.mean() * u),
+    ("stage_one", "not detached", lambda te, st, loss, z, t, y, w: loss(te(z, t, y, w), st(z, t, y, w))),
+    ("stage_one", "nothing flows back", nothing_learns),
+    ("stage_one", "not told w", lambda te, st, loss, z, t, y, w: stage_one(te, st, loss, z, t, y, w, None)),
+    ("stage_one", "not guided", lambda te, st, loss, z, t, y, w: stage_one(te, st, loss, z, t, y, None, w)),
+    ("stage_one", "instead of the teacher", student_guided_instead),
+    ("stage_one", "w + 1", lambda te, st, loss, z, t, y, w: stage_one(te, st, loss, z, t, y, 1 + w, w)),
+    (
+        "stage_one",
+        "mean w",
+        lambda te, st, loss, z, t, y, w: right_stage_one(te, st, loss, z, t, y, 0 * w + w.mean()),
+    ),
+    ("stage_one", "not weighted", plain_mse),
 ]
 
 
@@ -196,3 +257,10 @@ def test_answers_of_lower_precision_pass() -> None:
         return right_from_v(z.float(), alpha.float(), sigma.float(), v.float())
 
     check("from_v", in_float32)
+
+
+def test_stage_ones_losses_without_a_gradient_of_their_own_are_read_too() -> None:
+    """A number or a list is no tensor of losses, and says so."""
+    for answer, hint in ((lambda *trial: 1.0, "numbers where"), (lambda *trial: None, "forgotten return")):
+        with pytest.raises(NotYet, match=hint):
+            check("stage_one", answer)

@@ -25,6 +25,25 @@ def test_mixture_has_unit_scale() -> None:
     assert 0.85 < float(x.var(0).mean()) < 1.15
 
 
+def test_the_mixture_of_classes_has_unit_scale_and_labelled_draws() -> None:
+    classes = lab.MixtureSource(lab.mixture_of_classes())
+    x, labels = classes.draw(100_000, torch.Generator().manual_seed(0))
+    assert classes.num_classes == 3
+    assert 0.85 < float(x.var(0).mean()) < 1.15
+    assert labels is not None
+    assert torch.bincount(labels).min() > 32_000
+    assert (source().num_classes, source().draw(1, torch.Generator())[1]) == (0, None)
+
+
+def test_a_new_guided_student_takes_a_class_and_a_weight() -> None:
+    student = lab.new_guided_student(3, 4.0)
+    assert (student.num_classes, student.null_class, student.guidance_max) == (3, False, 4.0)
+    z = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+    assert student(z, 0.5, torch.tensor([0, 1, 2, 0]), torch.tensor([0.0, 1, 2, 4])).x.shape == (4, 2)
+    again = lab.new_guided_student(3, 4.0).network.state_dict()
+    assert all(torch.equal(again[name], value) for name, value in student.network.state_dict().items())
+
+
 @pytest.mark.parametrize("schedule", [CosineSchedule(), CosineSchedule(-math.inf, math.inf)])
 def test_two_hops_are_the_students_target(schedule: CosineSchedule) -> None:
     """The published quotient against the library's weighted mean, on every time of the grid."""

@@ -14,6 +14,7 @@ import nbformat
 import pytest
 import torch
 
+from pdlab import zoo
 from pdlab.teaching.exercises import EXERCISES, NotYet
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
@@ -46,8 +47,8 @@ def used(source: str) -> set[str]:
     return {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
 
 
-def test_there_are_eight() -> None:
-    assert [name[:2] for name in NAMES] == [f"{k:02d}" for k in range(1, 9)]
+def test_there_are_nine() -> None:
+    assert [name[:2] for name in NAMES] == [f"{k:02d}" for k in range(1, 10)]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
@@ -121,6 +122,35 @@ def test_the_students_version(path: Path) -> None:
             move(shown)
             moved += 1
     assert moved > 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("as_a_learner")
+def test_the_images_with_classes_are_shown_once_a_ladder_has_any(
+    classes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The part on images of notebook 9, on a guided ladder of digits: pictures, a widget, and curves."""
+    monkeypatch.setattr(zoo, "default", lambda: str(classes))
+    (path,) = (path for path in NOTEBOOKS if path.name.startswith("09"))
+    code = [cell["source"] for cell in cells(path)]
+    start = next(k for k, source in enumerate(code) if "zoo.default()" in source)
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    needed = ("import os", "import itertools", "def evaluations")
+    for source in [*(s for s in code[:start] if s.startswith(needed[:2]) or needed[2] in s), *code[start:]]:
+        shown = run(source, namespace)
+        if isinstance(shown, ipw.Box):
+            move(shown)
+            namespace["moved"] = True
+    assert namespace["moved"]
+    assert "10 classes, w in [0, 2]" in (said := capsys.readouterr().out)
+    assert "1 steps, w = 1: largest difference" in said
+    rows = [axis.get_yticklabels()[0].get_text() for axis in namespace["class_rows"](2.0).axes]
+    assert rows == ["teacher, DDIM, 4 steps", "student, 4 steps", "student, 2 steps", "student, 1 step"]
+    names = {line.get_label() for line in namespace["image_tradeoff"]().axes[0].lines}
+    models = ("teacher", "4 steps", "1 step")
+    assert names == {f"{what}, {model}" for what in ("agreement", "recall") for model in models} | {
+        "agreement, real"
+    }
 
 
 def run(source: str, namespace: dict[str, Any]) -> Any:

@@ -8,9 +8,12 @@ from matplotlib.text import Annotation, Text
 from pdlab.diffusion.prediction import from_x
 from pdlab.diffusion.schedule import CosineSchedule
 from pdlab.distillation.ledger import ledger
+from pdlab.teaching import lab
 from pdlab.teaching.plots import (
+    class_clouds,
     clouds,
     curves,
+    guided_view,
     image_rows,
     ledger_bars,
     ledger_trail,
@@ -145,3 +148,27 @@ def test_clouds_follow_the_same_noises() -> None:
     assert [axis.get_title() for axis in figure.axes] == ["a", "b"]
     assert [text.get_text() for text in figure.axes[1].texts] == ["1", "2", "3"]
     assert figure.axes[1].texts[2].get_position() == pytest.approx(tuple((points[2] + 1).tolist()))
+
+
+def test_class_clouds_draw_every_sample_by_its_class_on_the_mixtures_circles() -> None:
+    points = lab.mixture_of_classes()
+    x, labels = points.labelled(60, torch.Generator().manual_seed(0))
+    assert labels is not None
+    figure = class_clouds({"a": (x, labels), "b": (x[:30], labels[:30])}, points, "t")
+    assert [axis.get_title() for axis in figure.axes] == ["a", "b"]
+    first = figure.axes[0]
+    assert [len(c.get_offsets()) for c in first.collections] == [int((labels == c).sum()) for c in range(3)]
+    assert [circle.radius for circle in first.patches] == pytest.approx([0.9] * 6)
+    assert len({tuple(c.get_facecolor()[0]) for c in first.collections}) == 3
+    assert len({len(c.get_paths()[0].vertices) for c in first.collections}) > 1  # markers differ too
+
+
+def test_guided_view_marks_the_weight_and_says_its_figures() -> None:
+    points = lab.mixture_of_classes()
+    x, labels = points.labelled(30, torch.Generator().manual_seed(0))
+    assert labels is not None
+    figure = guided_view(x, labels, points, {"spread": {0.0: 1.0, 2.0: 0.53}}, 2.0)
+    _, axis = figure.axes
+    assert list(axis.lines[0].get_ydata()) == [1.0, 0.53]
+    assert list(axis.lines[1].get_xdata()) == [2.0, 2.0]
+    assert "0.53" in texts(figure)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from pdlab.diffusion.samplers import ddim, ddim_step
 from pdlab.distillation.ledger import ledger
 from pdlab.teaching import plots
-from pdlab.teaching.lab import mixture
+from pdlab.teaching.lab import mixture, mixture_of_classes
 from pdlab.teaching.widgets import choice, explore, press, slider
 
 
@@ -96,7 +96,12 @@ def two_dimensional() -> dict[str, Callable[[], Figure]]:
         one = [type(p)(*(part[0] for part in p)) for p in (first, second)]
         return plots.target_geometry(perfect.schedule, point[0], 0.75, 0.625, 0.5, *one)
 
+    classes, labels = mixture_of_classes(), torch.arange(500) % 3
+    shares = {name: {0.0: 1.0, 1.0: 0.5} for name in "abc"}
+
     return {
+        "guided_view": lambda: plots.guided_view(z, labels, classes, shares, 1.0),
+        "class_clouds": lambda: plots.class_clouds(dict.fromkeys("abc", (z, labels)), classes),
         "triangle": lambda: plots.triangle(perfect.schedule, 0.3),
         "paths": lambda: plots.paths(path, path[::8], data),
         "target_geometry": geometry,

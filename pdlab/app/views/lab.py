@@ -256,7 +256,7 @@ class _Watched(lab.MixtureSource):
 
     look: Callable[[], None]
 
-    def draw(self, n: int, generator: Generator, flip: bool = False) -> tuple[Tensor, None]:
+    def draw(self, n: int, generator: Generator, flip: bool = False) -> tuple[Tensor, Tensor | None]:
         """See MixtureSource."""
         self.look()
         return super().draw(n, generator, flip)
