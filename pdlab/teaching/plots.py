@@ -114,6 +114,39 @@ def sample_grid(
     return figure
 
 
+def class_grid(
+    blocks: Mapping[str, Mapping[str, Tensor]], classes: Sequence[str], title: str = "", repeats: int = 1
+) -> Figure:
+    """Samples of models (blocks) at step counts (rows), one class a column, from the same noises in every row.
+
+    `blocks[model][label]` is uint8 `[repeats · len(classes), C, H, W]`, the classes in turn; each label stands
+    beside its `repeats` lines of pictures.
+    """
+    gap, columns = 1, len(classes)
+    side = next(iter(next(iter(blocks.values())).values())).shape[-1] + gap
+    lines = [repeats * len(rows) for rows in blocks.values()]
+    figure = _sheet(
+        0.62 * columns + 1.9,
+        0.62 * sum(lines) + 0.3 * len(lines) + 0.6,
+        left=1.8,
+        bottom=0.1,
+        top=0.75,
+        hspace=0.15,
+    )
+    axes = figure.subplots(len(blocks), 1, squeeze=False, height_ratios=lines)[:, 0]
+    for axis, (model, rows) in zip(axes, blocks.items(), strict=True):
+        axis.imshow(mosaic(torch.cat(list(rows.values())), columns, gap).numpy(), interpolation="nearest")
+        heights = [side * repeats * (k + 0.5) for k in range(len(rows))]
+        axis.set_yticks(heights, labels=list(rows), fontsize=8)
+        axis.set_xticks([side * (k + 0.5) for k in range(columns)], labels=classes, fontsize=7)
+        axis.tick_params(length=0, top=False, bottom=False, labeltop=axis is axes[0], labelbottom=False)
+        axis.set_ylabel(NAMES.get(model, model), fontsize=10, color=COLOURS.get(model, "black"))
+        axis.set_frame_on(False)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    return figure
+
+
 def metric_curve(
     figures: Mapping[str, Mapping[int, float]], metric: str, floor: float | None = None, note: str = ""
 ) -> Figure:

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pdlab.metrics.card import Kind, Row
-from pdlab.teaching.plots import sample_grid
+from pdlab.teaching.plots import class_grid, sample_grid
 
 COLUMNS = (64, 16, 8, 4, 2, 1)
 SAMPLERS = {
@@ -43,20 +43,40 @@ def picture(
     classes: Sequence[str] = (),
     n: int = 16,
 ) -> Figure:
-    """The first `n` noises in the columns `COLUMNS`: undistilled DDIM above, distilled below."""
-    rows = {"teacher": "ddim", "distilled": "distilled"}
-    there = {
-        model: {k: drawn[kind, k, guidance][:n] for k in COLUMNS if (kind, k, guidance) in drawn}
-        for model, kind in rows.items()
-    }
-    values = figures(report, guidance)
-    captions = {
-        model: {row.card.steps: f"{row.metric} {row.value:.3g}" for row in values.get(kind, {}).values()}
-        for model, kind in rows.items()
-    }
+    """The first noises at the step counts `COLUMNS`: undistilled DDIM above, distilled below, with their figures.
+
+    With classes, one of each in a row for a step count; without, `n` in a square cell for each.
+    """
+    models = {"teacher": "ddim", "distilled": "distilled"}
+    there = {model: [k for k in COLUMNS if (kind, k, guidance) in drawn] for model, kind in models.items()}
     told = f", guidance {guidance:g}" if guidance else ""
-    of = f" of {', '.join(classes[:n])} in turn" if classes else ""
-    return sample_grid(there, captions, f"The same noises{of} in every cell: only training and steps differ{told}")
+    title = f"The same noises everywhere: only training and steps differ{told}"
+    captions = {
+        model: _captions(report, kind, guidance, "\n" if classes else ", ") for model, kind in models.items()
+    }
+    if not classes:
+        cells = {m: {k: drawn[models[m], k, guidance][:n] for k in counts} for m, counts in there.items()}
+        return sample_grid(cells, captions, title)
+    rows = {
+        m: {
+            f"{k} step{'s' if k > 1 else ''}\n{captions[m].get(k, '')}".strip(): drawn[models[m], k, guidance][
+                : len(classes)
+            ]
+            for k in counts
+        }
+        for m, counts in there.items()
+    }
+    return class_grid(rows, classes, title)
+
+
+def _captions(report: Mapping[str, Any], kind: str, guidance: float, between: str) -> dict[int, str]:
+    """Distance and, where it was measured, class agreement of one kind of model, by its steps."""
+    texts: dict[int, str] = {}
+    for what in ("frechet", "agreement"):
+        for row in figures(report, guidance, what).get(kind, {}).values():
+            text = f"{row.metric if what == 'frechet' else what} {row.value:.3g}"
+            texts[row.card.steps] = f"{texts[row.card.steps]}{between}{text}" if row.card.steps in texts else text
+    return texts
 
 
 def page(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from pdlab.distillation.ledger import ledger
 from pdlab.teaching import lab
 from pdlab.teaching.plots import (
     class_clouds,
+    class_grid,
     clouds,
     curves,
     guided_view,
@@ -35,6 +36,20 @@ def test_mosaic_places_every_image() -> None:
     assert [int(sheet[r, c, 0]) for r, c in ((0, 0), (0, 3), (0, 6), (3, 0), (3, 3))] == [1, 2, 3, 4, 5]
     assert (sheet[:, 2] == 255).all()
     assert (sheet[3:, 6:] == 255).all()  # an empty cell
+
+
+def test_a_class_grid_has_a_column_for_each_class_and_a_label_for_each_row() -> None:
+    images = torch.arange(3, dtype=torch.uint8)[:, None, None, None].expand(3, 3, 4, 4) * 80
+    rows = {"64 steps\nFD 12": images, "1 step\nFD 99": images}
+    figure = class_grid({"teacher": rows, "distilled": rows}, ["a", "b", "c"], "title")
+    assert len(figure.axes) == 2
+    for axis in figure.axes:
+        assert [text.get_text() for text in axis.get_yticklabels()] == list(rows)
+        sheet = axis.images[0].get_array()
+        middle = [int(x) for x in axis.get_xticks()]
+        for y in map(int, axis.get_yticks()):
+            assert [int(sheet[y, x, 0]) for x in middle] == [0, 80, 160]  # every column is its class
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["a", "b", "c"]
 
 
 def test_sample_grid_has_a_cell_for_every_model_and_count() -> None:
