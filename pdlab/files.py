@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+import filelock
+
 from pdlab.errors import PdlabError, reason
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of some network file systems: nothing is swept there
@@ -122,6 +124,24 @@ def atomic_folder(path: Path, remedy: str = "choose another place") -> Iterator[
             _flush(path.parent)
     except OSError as error:
         raise _cannot_write(path, error, remedy) from error
+
+
+@contextmanager
+def alone(path: Path, busy: str, remedy: str = "choose another place") -> Iterator[None]:
+    """No other process makes `path` meanwhile; PdlabError, saying `busy`, where one does."""
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held = filelock.FileLock(lock).acquire(timeout=0)
+    except filelock.Timeout:
+        raise PdlabError(busy) from None
+    except OSError as error:
+        raise _cannot_write(path, error, remedy) from error
+    with held:
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def write(path: Path, content: bytes, remedy: str = "choose another place") -> None:

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
-import filelock
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -26,7 +25,7 @@ from rich.progress import (
 
 from pdlab import __version__, console
 from pdlab.errors import PdlabError, reason
-from pdlab.files import atomic_folder, digest_of, open_regular
+from pdlab.files import alone, atomic_folder, digest_of, open_regular
 
 CHUNK = 1 << 20
 TIMEOUT = 30.0  # seconds without a byte
@@ -50,16 +49,10 @@ def download(
         raise ValueError("download needs a checksum: sha256 or md5")
     if dest.is_file() and digest_of(dest, algorithm) == expected.lower():
         return dest
-    part, lock = (dest.with_name(dest.name + end) for end in (".part", ".lock"))
+    part = dest.with_name(dest.name + ".part")
     try:
-        dest.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(lock).acquire(timeout=0):
-            try:
-                _complete(url, part, dest, algorithm, expected.lower(), most)
-            finally:
-                lock.unlink(missing_ok=True)
-    except filelock.Timeout:
-        raise PdlabError(f"another pdlab fetches {dest}: wait until it is there, then run again") from None
+        with alone(dest, f"another pdlab fetches {dest}: wait until it is there, then run again"):
+            _complete(url, part, dest, algorithm, expected.lower(), most)
     except OSError as error:
         raise PdlabError(
             f"cannot write {part}: {reason(error)}; put that right and run again, what has arrived is kept"

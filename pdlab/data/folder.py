@@ -17,7 +17,7 @@ from pdlab import console, memory
 from pdlab.data.cache import CACHE_REMEDY, cache_dir
 from pdlab.data.source import ImageSource
 from pdlab.errors import PdlabError
-from pdlab.files import atomic_file, open_regular
+from pdlab.files import alone, atomic_file, open_regular
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # whatever the suffix says, never a program's
@@ -93,7 +93,8 @@ def _cached(root: Path, files: Sequence[Path], size: int) -> np.ndarray:
     if (images := _kept(path, shape)) is not None:
         return images
     images, digest = np.empty(shape, np.uint8), hashlib.sha256()
-    with atomic_file(path, CACHE_REMEDY) as cache:
+    busy = f"another pdlab prepares the images of {root}: wait for it, then run again"
+    with alone(path, busy, CACHE_REMEDY), atomic_file(path, CACHE_REMEDY) as cache:
         pool = ThreadPoolExecutor(os.cpu_count())  # Pillow decodes and resizes without the GIL
         try:
             prepared = pool.map(lambda file: _prepare(file, size), files)

@@ -140,7 +140,8 @@ class Report(TypedDict):
 
 def names() -> list[str]:
     """The ladders that ship with the package."""
-    return sorted(path.name for path in HOME.iterdir() if os.path.lexists(path / MANIFEST))
+    places = HOME.iterdir() if HOME.is_dir() else ()
+    return sorted(path.name for path in places if os.path.lexists(path / MANIFEST))
 
 
 def default() -> str:

@@ -12,12 +12,11 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 import safetensors.torch
 import torch
@@ -32,8 +31,8 @@ from pdlab.diffusion.samplers import sample
 from pdlab.distillation.guided import GUIDED
 from pdlab.distillation.rounds import distill
 from pdlab.distillation.throughput import Throughput, matrix_rate, throughput
-from pdlab.errors import PdlabError, reason
-from pdlab.files import atomic_folder, digest_of, discard, write
+from pdlab.errors import PdlabError
+from pdlab.files import alone, atomic_folder, digest_of, discard, write
 from pdlab.metrics.bias import sample_size_bias
 from pdlab.metrics.card import Row, versions
 from pdlab.metrics.evaluate import Yardstick, generate, labels_of, noise
@@ -441,21 +440,8 @@ def _commit() -> str | None:
         return None
 
 
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """No other process builds `out` meanwhile."""
-    file = out.with_name(f".{out.name}.lock")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(file).acquire(timeout=0):
-            try:
-                yield
-            finally:
-                file.unlink(missing_ok=True)
-    except filelock.Timeout:
-        raise PdlabError(f"another pdlab builds {out}: wait for it, or choose another --out") from None
-    except OSError as error:
-        raise PdlabError(f"cannot write {out}: {reason(error)}; choose another --out") from error
+def _alone(out: Path) -> AbstractContextManager[None]:
+    return alone(out, f"another pdlab builds {out}: wait for it, or choose another --out", "choose another --out")
 
 
 @contextmanager

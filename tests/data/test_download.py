@@ -5,9 +5,9 @@ import os
 import tarfile
 from pathlib import Path
 
-import filelock
 import pytest
 
+from pdlab import files
 from pdlab.data.download import download, extract
 from pdlab.errors import PdlabError
 from tests.data.conftest import Server
@@ -66,7 +66,7 @@ def test_no_more_is_taken_than_was_asked_for(server: Server, dest: Path) -> None
 
 def test_two_do_not_fetch_one_file_at_a_time(server: Server, dest: Path) -> None:
     dest.parent.mkdir()
-    with filelock.FileLock(dest.with_name(dest.name + ".lock")):
+    with files.alone(dest, "busy"):
         assert "another pdlab fetches" in fails(server, dest)
     assert server.asked == []
     assert download(server.address, dest, sha256=SHA) == dest

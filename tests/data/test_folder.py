@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pdlab import files
 from pdlab.data import ImageSource, load
 from pdlab.errors import PdlabError
 
@@ -158,6 +159,17 @@ def test_a_flipped_byte_of_the_cache_is_noticed(root: Path, private_cache: Path)
     cached.unlink()
     os.mkfifo(cached)
     assert torch.equal(images(root).images, first.images)
+
+
+def test_two_do_not_prepare_one_folder_at_a_time(root: Path, private_cache: Path, monkeypatch) -> None:
+    paint(root / "a.png", "green")
+    images(root)
+    (cached,) = private_cache.rglob("*.pixels")
+    cached.unlink()
+    with files.alone(cached, "busy"):
+        assert "another pdlab prepares the images" in refuses(root)
+    assert images(root).shape == (3, 4, 4)
+    assert [path.name for path in private_cache.rglob("*") if path.is_file()] == [cached.name]
 
 
 def test_an_image_is_of_a_format_that_runs_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
