@@ -101,7 +101,7 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Override any field, e.g. --set network.channels=64."),
 ]
-UpdatesOption = Annotated[int | None, typer.Option("--steps", min=1, max=10**8 - 1, help="Optimizer updates.")]
+UpdatesOption = Annotated[int | None, typer.Option("--updates", min=1, max=10**8 - 1, help="Optimizer updates.")]
 BatchOption = Annotated[int | None, typer.Option("--batch", min=1, max=10**9, help="Examples an update.")]
 LrOption = Annotated[float | None, typer.Option("--lr", help="Learning rate.")]
 SaveOption = Annotated[
@@ -136,7 +136,7 @@ def train(
     data: DataOption = None,
     dataset: Annotated[str | None, typer.Option(help="Another data set than the preset's.")] = None,
     download: DownloadOption = False,
-    steps: UpdatesOption = None,
+    updates: UpdatesOption = None,
     batch: BatchOption = None,
     lr: LrOption = None,
     output: Annotated[str | None, typer.Option(help="What the network predicts: x, eps, v or both.")] = None,
@@ -175,7 +175,7 @@ def train(
             "output": output,
             "weighting": weighting,
             "precision": precision and precision.value,
-            "teacher.updates": steps,
+            "teacher.updates": updates,
             "teacher.batch": batch,
             "teacher.lr": lr,
         },
@@ -223,10 +223,10 @@ def distill(
     data: DataOption = None,
     dataset: Annotated[str | None, typer.Option(help="Data set (default: the one it was trained on).")] = None,
     download: DownloadOption = False,
-    steps: Annotated[
+    updates: Annotated[
         int | None,
         typer.Option(
-            "--steps", min=1, max=10**8 - 1, help="Updates a halving; twice as many for those to 2 and 1."
+            "--updates", min=1, max=10**8 - 1, help="Updates a halving; twice as many for those to 2 and 1."
         ),
     ] = None,
     batch: BatchOption = None,
@@ -251,7 +251,7 @@ def distill(
 
     teacher = find(checkpoint)
     settings = from_dict(known(teacher)["preset"])
-    given = _changes(set_, {"distill.updates": steps, "distill.batch": batch, "distill.lr": lr})
+    given = _changes(set_, {"distill.updates": updates, "distill.batch": batch, "distill.lr": lr})
     if other := [name for name in given if not name.startswith(("distill.", "guide.")) and name != "guidance_max"]:
         raise PdlabError(
             f"--set {other[0]}: a round keeps its teacher's settings but for distill.*, guide.* and guidance_max, "

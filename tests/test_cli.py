@@ -29,13 +29,13 @@ SHARED_CIFAR = Path(__file__).resolve().parents[2] / "shared" / "cifar10"
 
 @pytest.fixture
 def teacher(pdlab, tmp_path: Path) -> Path:
-    assert pdlab("train", "digits", "--run", tmp_path / "r", "--steps", 20, *TINY).code == 0
+    assert pdlab("train", "digits", "--run", tmp_path / "r", "--updates", 20, *TINY).code == 0
     return tmp_path / "r" / "teacher"
 
 
 def test_train_distill_sample_evaluate(pdlab, teacher: Path, tmp_path: Path) -> None:
     run = teacher.parent
-    result = pdlab("distill", teacher, "--run", run, "--from", 8, "--steps", 5, "--batch", 32)
+    result = pdlab("distill", teacher, "--run", run, "--from", 8, "--updates", 5, "--batch", 32)
     assert result.code == 0
     assert "distillation" in result.out
     students = [run / f"student-000{n}" for n in (4, 2, 1)]
@@ -76,7 +76,7 @@ def test_train_distill_sample_evaluate(pdlab, teacher: Path, tmp_path: Path) -> 
 def test_classes_and_guidance(pdlab, tmp_path: Path) -> None:
     given = ("network.num_classes=10", "network.null_class=true", "teacher.label_drop=0.1")
     conditional = [part for setting in given for part in ("--set", setting)]
-    fast = ("--steps", 100, "--lr", "1e-2", "--set", "teacher.ema=0")
+    fast = ("--updates", 100, "--lr", "1e-2", "--set", "teacher.ema=0")
     assert pdlab("train", "digits", "--run", tmp_path / "r", *TINY, *fast, *conditional).code == 0
     teacher, out = tmp_path / "r" / "teacher", tmp_path / "s.npz"
     draw = ("sample", teacher, "--steps", 2, "--n", 5, "--out", out)
@@ -125,7 +125,7 @@ def test_the_same_seed_gives_the_same_samples(pdlab, teacher: Path, tmp_path: Pa
 
 
 def test_toys_train_and_draw(pdlab, tmp_path: Path) -> None:
-    assert pdlab("train", "toy", "--run", tmp_path / "r", "--steps", 5, *TINY, "--dataset", "spiral").code == 0
+    assert pdlab("train", "toy", "--run", tmp_path / "r", "--updates", 5, *TINY, "--dataset", "spiral").code == 0
     path = tmp_path / "r" / "teacher"
     assert pdlab("sample", path, "--steps", 4, "--out", tmp_path / "p.png").code == 0
     assert pdlab("sample", path, "--steps", 4, "--out", tmp_path / "p.npz", "--n", 5).code == 0
@@ -135,10 +135,10 @@ def test_toys_train_and_draw(pdlab, tmp_path: Path) -> None:
 
 def test_again_returns_at_once_and_other_settings_are_refused(pdlab, teacher: Path) -> None:
     before = load(teacher).sha256
-    assert pdlab("train", "digits", "--run", teacher.parent, "--steps", 20, *TINY).code == 0
+    assert pdlab("train", "digits", "--run", teacher.parent, "--updates", 20, *TINY).code == 0
     assert load(teacher).sha256 == before
     refused(
-        pdlab("train", "digits", "--run", teacher.parent, "--steps", 21, *TINY), "teacher.updates was 20, is 21"
+        pdlab("train", "digits", "--run", teacher.parent, "--updates", 21, *TINY), "teacher.updates was 20, is 21"
     )
 
 
@@ -150,8 +150,8 @@ def test_again_returns_at_once_and_other_settings_are_refused(pdlab, teacher: Pa
         (["train", "digits", "--output", "score"], ["unknown output", "x, eps, v, both"]),
         (["train", "digits", "--set", "lr"], ["FIELD=VALUE"]),
         (["train", "digits", "--set", "teacher.rate=1"], ["unknown field"]),
-        (["train", "digits", "--steps", "0"], ["--steps", "see pdlab train --help"]),
-        (["train", "digits", "--steps", "many"], ["--steps"]),
+        (["train", "digits", "--updates", "0"], ["--updates", "see pdlab train --help"]),
+        (["train", "digits", "--updates", "many"], ["--updates"]),
         (["train", "digits", "--dataset", "moons"], ["1×8×8", "moons"]),
         (["train", "digits", "--device", "tpu"], ["--device"]),
         (["train", "digits", "--output", "eps", "--set", "logsnr_min=-inf"], ["alpha = 0", "x, v or both"]),
@@ -175,7 +175,7 @@ def test_again_returns_at_once_and_other_settings_are_refused(pdlab, teacher: Pa
         (["train", "digits", "--set", "name=[/x]"], ["name", "[/x]"]),
         (["train", "digits", "--set", "name=../x"], ["name"]),
         (["train", "digits", "--lr", "inf"], ["lr", "finite"]),
-        (["train", "digits", "--steps", "1000000000000"], ["--steps"]),
+        (["train", "digits", "--updates", "1000000000000"], ["--updates"]),
         (["train", "digits", "--batch", "1000000000000"], ["--batch"]),
         (["train", "digits", "--batch", "1000000000"], ["batch of 1,000,000,000", "GiB", "smaller --batch"]),
         (["train", "digits", "--data", "~nosuch/x"], ["~nosuch", "no such home folder"]),
@@ -199,7 +199,7 @@ def test_bad_input_writes_nothing(pdlab, tmp_path: Path, monkeypatch, args: list
         (["--dataset", "moons"], ["trained on digits, not on moons"]),
         (["--dataset", "mnist"], ["unknown data set"]),
         (["--from", str(2**70)], ["--from"]),
-        (["--steps", "99999999"], ["updates"]),
+        (["--updates", "99999999"], ["updates"]),
         (["--set", "distill.lr=-1"], ["distill: lr"]),
         (["--batch", "1000000000"], ["GiB", "smaller --batch"]),
     ],
@@ -210,7 +210,7 @@ def test_bad_distillation_writes_nothing(pdlab, teacher: Path, tmp_path: Path, a
 
 
 def test_a_student_is_distilled_from_its_own_steps(pdlab, teacher: Path, tmp_path: Path) -> None:
-    assert pdlab("distill", teacher, "--run", teacher.parent, "--from", 8, "--to", 4, "--steps", 1).code == 0
+    assert pdlab("distill", teacher, "--run", teacher.parent, "--from", 8, "--to", 4, "--updates", 1).code == 0
     student = teacher.parent / "student-0004"
     refused(
         pdlab("distill", student, "--run", tmp_path / "d", "--from", 16), "distilled for 4 steps: give --from 4"
@@ -290,7 +290,7 @@ def test_weights_that_are_not_finite_are_refused(pdlab, teacher: Path, tmp_path:
 @pytest.mark.parametrize("name", ["[/b]", "[red]", ":smile:", "\x1b[2J", "\udcff"])
 def test_a_name_is_text(pdlab, teacher: Path, tmp_path: Path, name: str) -> None:
     run = tmp_path / name
-    result = pdlab("train", "digits", "--run", run, "--steps", 1, *TINY)
+    result = pdlab("train", "digits", "--run", run, "--updates", 1, *TINY)
     assert result.code == 0, result.err
     assert (run / "teacher" / "model.json").exists()
     again = pdlab("sample", run / "teacher", "--steps", 1, "--n", 1, "--out", run / "a.npz")
@@ -318,10 +318,10 @@ def test_output_that_cannot_be_written(teacher: Path) -> None:
 
 def test_another_thread_count_is_said(pdlab, teacher: Path) -> None:
     run = teacher.parent
-    assert pdlab("distill", teacher, "--run", run, "--from", 4, "--to", 2, "--steps", 1, "--batch", 4).code == 0
+    assert pdlab("distill", teacher, "--run", run, "--from", 4, "--to", 2, "--updates", 1, "--batch", 4).code == 0
     torch.set_num_threads(2)
     try:  # which also shows that a run that stopped at 2 steps goes on to 1
-        result = pdlab("distill", teacher, "--run", run, "--from", 4, "--to", 1, "--steps", 1, "--batch", 4)
+        result = pdlab("distill", teacher, "--run", run, "--from", 4, "--to", 1, "--updates", 1, "--batch", 4)
     finally:
         torch.set_num_threads(1)
     assert result.code == 0, result.err
@@ -330,14 +330,14 @@ def test_another_thread_count_is_said(pdlab, teacher: Path) -> None:
 
 
 def test_precision_is_part_of_a_run(pdlab, teacher: Path) -> None:
-    args = ["distill", teacher, "--run", teacher.parent, "--from", 2, "--steps", 1, "--batch", 4]
+    args = ["distill", teacher, "--run", teacher.parent, "--from", 2, "--updates", 1, "--batch", 4]
     assert pdlab(*args, "--precision", "fp32").code == 0
     refused(pdlab(*args, "--precision", "bf16"), "precision was fp32, is bf16")
 
 
 def test_something_in_the_way_is_said_before_training(pdlab, tmp_path: Path) -> None:
     (tmp_path / "r" / "teacher").mkdir(parents=True)
-    refused(pdlab("train", "digits", "--run", tmp_path / "r", "--steps", 1, *TINY), "teacher is in the way")
+    refused(pdlab("train", "digits", "--run", tmp_path / "r", "--updates", 1, *TINY), "teacher is in the way")
     assert not (tmp_path / "r" / "train.json").exists()
 
 
@@ -360,7 +360,7 @@ def test_what_is_no_file_does_not_block(pdlab, teacher: Path, tmp_path: Path, mo
 
 
 def test_nan(pdlab, tmp_path: Path) -> None:
-    result = pdlab("train", "digits", "--run", tmp_path / "r", "--steps", 50, *TINY, "--lr", "1e38")
+    result = pdlab("train", "digits", "--run", tmp_path / "r", "--updates", 50, *TINY, "--lr", "1e38")
     refused(result, "not finite at update", "lower lr")
     assert not (tmp_path / "r" / "teacher").exists()
 
@@ -436,10 +436,10 @@ def test_cifar10_from_the_command_line(tmp_path: Path) -> None:
     run = tmp_path / "r"
     command = [sys.executable, "-m", "pdlab.cli"]
     common = ["--data", tmp_path, "--run", run, "--batch", "32", "--device", "cpu"]
-    train = [*command, "train", "cifar10-gpu", *common, "--steps", "20", "--set", "teacher.warmup=5"]
+    train = [*command, "train", "cifar10-gpu", *common, "--updates", "20", "--set", "teacher.warmup=5"]
     subprocess.run(train, check=True)
     subprocess.run(
-        [*command, "distill", run / "teacher", *common, "--from", "8", "--to", "4", "--steps", "4"], check=True
+        [*command, "distill", run / "teacher", *common, "--from", "8", "--to", "4", "--updates", "4"], check=True
     )
     student = load(run / "student-0004")
     assert student.info["teacher"] == load(run / "teacher").sha256
@@ -473,7 +473,7 @@ def test_a_teacher_grows_from_a_smaller_one(pdlab, tmp_path: Path) -> None:
         sets = [f"network.{name}={value}" for name, value in network.items()]
         sets += [f"size={size}", "teacher.label_drop=0", "guidance_max=0", "teacher.warmup=1", "teacher.ema=0"]
         options = [part for text in sets for part in ("--set", text)]
-        common = ["--dataset", "folder", "--data", folder, "--steps", 2, "--batch", 4, "--device", "cpu"]
+        common = ["--dataset", "folder", "--data", folder, "--updates", 2, "--batch", 4, "--device", "cpu"]
         return pdlab("train", "cifar10-cpu", "--run", tmp_path / run, *common, *options, *more)
 
     assert train("small", small, 8).code == 0
@@ -495,14 +495,14 @@ def test_a_teacher_grows_from_a_smaller_one(pdlab, tmp_path: Path) -> None:
 
 
 def test_snapshots_on_the_way_are_checkpoints_like_the_last(pdlab, tmp_path: Path) -> None:
-    train = ["train", "digits", "--run", tmp_path / "r", "--steps", 12, "--snapshot-every", 4, *TINY]
+    train = ["train", "digits", "--run", tmp_path / "r", "--updates", 12, "--snapshot-every", 4, *TINY]
     assert pdlab(*train).code == 0
     names = sorted(path.name for path in (tmp_path / "r").iterdir() if path.is_dir() and path.name[0] == "t")
     assert [name for name in names if name.startswith("teacher")] == ["teacher", "teacher@4", "teacher@8"]
     snapshot = load(tmp_path / "r" / "teacher@8")
     assert snapshot.info["cost"]["images"] == 8 * 32
     assert snapshot.info["ema"]
-    plain = ["train", "digits", "--run", tmp_path / "plain", "--steps", 12, *TINY]
+    plain = ["train", "digits", "--run", tmp_path / "plain", "--updates", 12, *TINY]
     assert pdlab(*plain).code == 0
     assert load(tmp_path / "plain" / "teacher").sha256 == load(tmp_path / "r" / "teacher").sha256
     out = tmp_path / "grid.png"

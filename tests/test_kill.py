@@ -13,10 +13,10 @@ from pdlab.training.checkpoint import load
 
 COMMON = ["--batch", "32", "--device", "cpu", "--save-every", "0"]  # a state after every update
 TRAIN = [
-    *["train", "digits", "--steps", "400", "--set", "network.width=32", "--set", "network.blocks=1"],
+    *["train", "digits", "--updates", "400", "--set", "network.width=32", "--set", "network.blocks=1"],
     *["--set", "teacher.dropout=0.1", *COMMON],
 ]
-DISTILL = ["--from", "8", "--steps", "80", *COMMON]
+DISTILL = ["--from", "8", "--updates", "80", *COMMON]
 KILLS = 10
 
 

@@ -108,7 +108,7 @@ def test_a_spoiled_ladder(ladder: Sandbox, draw: st.DataObject) -> None:
     args = {
         "sample": ["sample", model, "--n", "1", "--steps", "1", "--out", str(home / "out.npz")],
         "evaluate": ["evaluate", model, "--features", "pixels", "--n", "65", "--steps", "1", "--out", out],
-        "distill": ["distill", model, "--run", str(home / "r"), "--from", "2", "--steps", "1", "--batch", "1"],
+        "distill": ["distill", model, "--run", str(home / "r"), "--from", "2", "--updates", "1", "--batch", "1"],
         "zoo": ["zoo"],
     }[command]
     read = (

@@ -51,8 +51,8 @@ FIELDS = [
     ],
 ]
 COMMANDS = {
-    "train": ["train", "digits", "--run", "{home}/run", "--steps", "1", "--device", "cpu", *OPTIONS],
-    "distill": ["distill", "{teacher}", "--run", "{home}/run", "--from", "2", "--steps", "1", "--batch", "1"],
+    "train": ["train", "digits", "--run", "{home}/run", "--updates", "1", "--device", "cpu", *OPTIONS],
+    "distill": ["distill", "{teacher}", "--run", "{home}/run", "--from", "2", "--updates", "1", "--batch", "1"],
     "sample": ["sample", "{teacher}", "--out", "{home}/out.npz", "--steps", "1", "--n", "1"],
     "evaluate": [
         "evaluate",
