@@ -24,7 +24,7 @@ from pdlab.files import read_bytes
 FORMAT = 2
 #: Steps of a sampler: eight times the 8192 that the paper reads its teacher at.
 MOST_STEPS = 1 << 16
-MOST_JSON = 64 << 20
+MOST_JSON = 16 << 20
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Updates = Annotated[int, Field(ge=1, lt=10**8)]  # eight digits name a state

@@ -1,17 +1,19 @@
 """What a run says while it works: a progress bar, a JSONL file, and TensorBoard where it is installed."""
 
 import json
+import os
 import types
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from pdlab import console, schema
 from pdlab.errors import PdlabError, reason
-from pdlab.files import read_bytes, set_aside, write
+from pdlab.files import atomic_file, open_regular, set_aside
 
-MOST_BYTES = 1 << 30  # ten years of lines
+MOST_LINE = 1 << 16  # bytes
 
 
 class Log:
@@ -80,28 +82,40 @@ class Log:
 
         A log that cannot be read is moved to RUN/damaged, and what can be read of it is kept.
         """
-        if self._file is None or not self._file.exists():
+        if self._file is None or not os.path.lexists(self._file):
             return
         try:
-            lines, sound = read_bytes(self._file, MOST_BYTES).splitlines(keepends=True), True
-        except (OSError, PdlabError):
-            lines, sound = [], False
-        kept = []
-        for line in lines:
-            try:
-                entry = schema.parse(line, "a line")
-                schema.conform(entry, dict[str, float | int | str], "a line")
-                if entry["stage"] != stage or int(entry["update"]) <= update:
-                    kept.append(line.rstrip() + b"\n")
-            except (PdlabError, KeyError, ValueError):
-                sound = sound and line is lines[-1] and not line.endswith(b"\n")  # the half that a kill left
-        try:
-            if not sound:
-                aside = set_aside(self._file, self._file.parent / "damaged")
-                self.say(f"{self._file} is damaged and was moved to {aside}; what could be read of it is kept")
-            write(self._file, b"".join(kept), "choose another --run")
+            with atomic_file(self._file, "choose another --run") as kept:
+                if not _copied(self._file, kept, stage, update):
+                    aside = set_aside(self._file, self._file.parent / "damaged")
+                    self.say(f"{self._file} is damaged and was moved to {aside}; what could be read of it is kept")
         except OSError as error:
             raise PdlabError(f"cannot move {self._file} aside: {reason(error)}") from error
+
+
+def _copied(file: Path, kept: IO[bytes], stage: str, update: int) -> bool:
+    """Write to `kept` the lines of `file` but those of `stage` after `update`; whether all could be read."""
+    sound, half = True, False
+    for line in _lines(file):
+        sound = sound and not half  # a kill leaves half a line, but nothing after it
+        try:
+            entry = schema.conform(schema.parse(line, "a line"), dict[str, float | int | str], "a line")
+            if entry["stage"] != stage or int(entry["update"]) <= update:
+                kept.write(line.rstrip() + b"\n")
+        except (PdlabError, KeyError, ValueError):
+            half = not line.endswith(b"\n")
+            sound = sound and half
+    return sound
+
+
+def _lines(file: Path) -> Iterator[bytes]:
+    """The lines of `file`; where it cannot be read, one that is none."""
+    try:
+        with open_regular(file) as lines:
+            while line := lines.readline(MOST_LINE):
+                yield line
+    except (OSError, PdlabError):
+        yield b"\n"
 
 
 def _tensorboard(path: Path) -> Any:
