@@ -94,7 +94,8 @@ def _cached(root: Path, files: Sequence[Path], size: int) -> np.ndarray:
         return images
     images, digest = np.empty(shape, np.uint8), hashlib.sha256()
     busy = f"another pdlab prepares the images of {root}: wait for it, then run again"
-    with alone(path, busy, CACHE_REMEDY), atomic_file(path, CACHE_REMEDY) as cache:
+    # The lock goes before the file takes its name: a kill between leaves what the next call sweeps up.
+    with atomic_file(path, CACHE_REMEDY) as cache, alone(path, busy, CACHE_REMEDY):
         pool = ThreadPoolExecutor(os.cpu_count())  # Pillow decodes and resizes without the GIL
         try:
             prepared = pool.map(lambda file: _prepare(file, size), files)

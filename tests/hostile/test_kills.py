@@ -67,11 +67,11 @@ def child(work: Callable[[], object], die_at: int = 0) -> tuple[int, int]:
 def _warm(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What every child would import anew."""
     folder = tmp_path_factory.mktemp("warm")
-    teacher, options = str(folder / "r" / "teacher"), ["--steps", "1", "--device", "cpu"]
+    teacher, options = str(folder / "r" / "teacher"), ["--updates", "1", "--device", "cpu"]
     attempt(["train", "digits", "--run", str(folder / "r"), *options, *OPTIONS], folder)
     attempt(["distill", teacher, "--run", str(folder / "r"), "--from", "2", "--batch", "1", *options], folder)
-    measure = ["--features", "pixels", "--n", "65", "--out", str(folder / "r.json")]
-    attempt(["evaluate", teacher, *measure, *options], folder)
+    measure = ["--features", "pixels", "--n", "65", "--steps", "1", "--out", str(folder / "r.json")]
+    attempt(["evaluate", teacher, *measure, "--device", "cpu"], folder)
 
 
 def command(*args: object) -> Callable[[], object]:
@@ -117,25 +117,25 @@ def hashes(*names: str) -> Callable[[Path], object]:
 
 def test_training(tmp_path: Path) -> None:
     def make(place: Path) -> Callable[[], object]:
-        options = ["--steps", 3, "--save-every", 0, "--device", "cpu", *OPTIONS]
+        options = ["--updates", 3, "--save-every", 0, "--device", "cpu", *OPTIONS]
         return command("train", "digits", "--run", place / "run", *options)
 
     survives(make, hashes("teacher"), tmp_path, 30)
 
 
 def test_distilling(tmp_path: Path) -> None:
-    options = ["--steps", 1, "--device", "cpu", *OPTIONS]
+    options = ["--updates", 1, "--device", "cpu", *OPTIONS]
     assert child(command("train", "digits", "--run", tmp_path / "t", *options))[0] == 0
 
     def make(place: Path) -> Callable[[], object]:
-        options = ["--from", 4, "--steps", 1, "--save-every", 0, "--batch", 4, "--device", "cpu"]
+        options = ["--from", 4, "--updates", 1, "--save-every", 0, "--batch", 4, "--device", "cpu"]
         return command("distill", tmp_path / "t" / "teacher", "--run", place / "run", *options)
 
     survives(make, hashes("student-0002", "student-0001"), tmp_path, 30)
 
 
 def test_measuring(tmp_path: Path) -> None:
-    options = ["--steps", 1, "--device", "cpu", *OPTIONS]
+    options = ["--updates", 1, "--device", "cpu", *OPTIONS]
     assert child(command("train", "digits", "--run", tmp_path / "t", *options))[0] == 0
 
     def make(place: Path) -> Callable[[], object]:

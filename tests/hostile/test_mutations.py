@@ -21,6 +21,8 @@ from tests.hostile.mutations import Mutation, Sandbox
 from tests.zoo.conftest import build_digits
 
 TINY = {"network.width": "8", "network.blocks": "1", "network.embedding_channels": "8", "teacher.batch": "4"}
+CPU = ["--device", "cpu"]
+EVALUATE = ["evaluate", "--features", "pixels", "--n", "65", "--steps", "1"]
 OPTIONS = [part for name, value in TINY.items() for part in ("--set", f"{name}={value}")]
 
 
@@ -93,24 +95,52 @@ def check(sandbox: Sandbox, name: str, mutation: Mutation, args: list[str], may_
         sandbox.restore()
 
 
+def reading(ladder: Sandbox, model: str) -> dict[str, list[str]]:
+    """The commands that read a ladder or its checkpoint `model`, as little work as there can be."""
+    home = ladder.path.parent.parent
+    distill = ["distill", model, "--run", str(home / "r"), "--from", "2", "--updates", "1", "--batch", "1"]
+    return {
+        "sample": ["sample", model, "--n", "1", "--steps", "1", "--out", str(home / "out.npz"), *CPU],
+        "evaluate": [*EVALUATE, model, "--out", str(home / "out.json"), *CPU],
+        "distill": [*distill, *CPU],
+        "zoo": ["zoo"],
+    }
+
+
+def resuming(run: Sandbox) -> list[str]:
+    return ["train", "digits", "--run", str(run.path), "--updates", "4", "--save-every", "0", *CPU, *OPTIONS]
+
+
+def forget(ladder: Sandbox) -> None:
+    """Remove what a command made."""
+    for made in ("out.npz", "out.json", "r"):
+        files.discard(ladder.path.parent.parent / made)
+
+
+def test_what_is_whole_is_accepted(ladder: Sandbox, run: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else every refusal below would mean nothing."""
+    monkeypatch.setattr(zoo, "HOME", ladder.path.parent)
+    for model in ("tiny:2", "tiny:teacher", str(ladder.path / "student-0002")):
+        for args in reading(ladder, model).values():
+            outcome = attempt(args, ladder.path)
+            assert outcome.code == 0, outcome.err
+        forget(ladder)
+    outcome = attempt(resuming(run), ladder.path)
+    run.restore()
+    assert outcome.code == 0, outcome.err
+    assert "resuming teacher after update 2" in outcome.err
+
+
 @many(700)
 @given(st.data())
 def test_a_spoiled_ladder(ladder: Sandbox, draw: st.DataObject) -> None:
-    home = ladder.path.parent.parent
     name = draw.draw(st.sampled_from(ladder.files()))
     mutation = draw.draw(mutations.of_file(ladder.path / name))
     command = draw.draw(st.sampled_from(["sample", "evaluate", "distill", "zoo"]))
     rung = draw.draw(st.sampled_from(["teacher", "student-0002"]))
-    steps = rung.removeprefix("student-").lstrip("0")
     named = draw.draw(st.booleans())
-    model = f"tiny:{steps}" if named else str(ladder.path / rung)
-    out = str(home / "out.json")
-    args = {
-        "sample": ["sample", model, "--n", "1", "--steps", "1", "--out", str(home / "out.npz")],
-        "evaluate": ["evaluate", model, "--features", "pixels", "--n", "65", "--steps", "1", "--out", out],
-        "distill": ["distill", model, "--run", str(home / "r"), "--from", "2", "--updates", "1", "--batch", "1"],
-        "zoo": ["zoo"],
-    }[command]
+    model = f"tiny:{rung.removeprefix('student-').lstrip('0')}" if named else str(ladder.path / rung)
+    args = reading(ladder, model)[command]
     read = (
         {"manifest.json", "report.json"}
         if command == "zoo"
@@ -120,13 +150,10 @@ def test_a_spoiled_ladder(ladder: Sandbox, draw: st.DataObject) -> None:
         read.add("manifest.json")
     if command == "zoo" and mutation is mutations.GONE:
         read.remove("manifest.json")  # a folder without one is no ladder, and there is none to list
-    if "--device" not in args and command != "zoo":
-        args += ["--device", "cpu"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(zoo, "HOME", home / "home")
+        patch.setattr(zoo, "HOME", ladder.path.parent)
         check(ladder, name, mutation, args, name in read)
-    for made in (home / "out.npz", home / "out.json", home / "r"):
-        files.discard(made)
+    forget(ladder)
 
 
 @many(200)
@@ -134,6 +161,5 @@ def test_a_spoiled_ladder(ladder: Sandbox, draw: st.DataObject) -> None:
 def test_a_spoiled_run(run: Sandbox, draw: st.DataObject) -> None:
     name = draw.draw(st.sampled_from(run.files()))
     mutation = draw.draw(mutations.of_file(run.path / name))
-    options = ["--run", str(run.path), "--steps", "4", "--save-every", "0", "--device", "cpu"]
     settings_spoiled = name == "train.json" and mutation is not mutations.GONE  # states and logs stop nothing
-    check(run, name, mutation, ["train", "digits", *options, *OPTIONS], settings_spoiled)
+    check(run, name, mutation, resuming(run), settings_spoiled)

@@ -157,6 +157,16 @@ def test_absurd_options(home: Path, draw: st.DataObject) -> None:
                 files.discard(made)
 
 
+def test_what_makes_sense_is_accepted(home: Path) -> None:
+    """Else every refusal above would mean nothing."""
+    for args in COMMANDS.values():
+        args = [part.format(home=home, teacher=home / "ladder" / "teacher") for part in args]
+        outcome = attempt(args, home / "ladder")
+        assert outcome.code == 0, outcome.err
+    for made in ("run", "out.npz", "out.json"):
+        files.discard(home / made)
+
+
 def test_every_command_is_asked() -> None:
     """But for those that serve or measure for minutes; their numbers are of the same types."""
     commands = set(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
