@@ -1,5 +1,6 @@
 """Puts the tabs together and serves them on this machine, to this machine alone."""
 
+import json
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -87,11 +88,14 @@ def build(shelf: Shelf, compute: Compute | None = None) -> gr.Blocks:
             api_name="restore",
             **QUICK,
         )
+        # A class or a guidance of one ladder may be none of another.
+        asked = [f"{tab.name}.{key}" for tab in built for key in ("class", "guidance") if key in tab.controls]
+        changed = json.dumps(["model", *asked])
         model.input(
             lambda name, address: restore(address, name),
             [model, search],
             outputs,
-            js="name => { pdlab.link(['model'], [name]); return [name, location.search]; }",
+            js=f"name => {{ pdlab.link({changed}, [name]); return [name, location.search]; }}",
             api_name="choose",
             **QUICK,
         )
@@ -143,6 +147,9 @@ def _begin(control: Any, value: Any) -> None:
     if isinstance(value, dict):
         if "choices" in value:
             control.choices = [c if isinstance(c, tuple) else (str(c), c) for c in value["choices"]]
+        for name in ("visible", "maximum"):
+            if name in value:
+                setattr(control, name, value[name])
         value = value.get("value")
     control.value = value
 

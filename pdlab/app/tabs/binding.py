@@ -9,7 +9,8 @@ import gradio as gr
 
 from pdlab.app import html, state
 from pdlab.app.compute import Compute, Stopped, Waiting, Work
-from pdlab.app.ladders import Shelf
+from pdlab.app.condition import ALL, Condition
+from pdlab.app.ladders import MOST_GUIDANCE, Ladder, Shelf
 from pdlab.errors import PdlabError
 
 #: Sends {"key": …} of whatever was pressed that has one.
@@ -114,6 +115,27 @@ def within(control: Any) -> Any:
     low, high = control.minimum, control.maximum
     control.preprocess = lambda value: state.number(value, low, high, low)
     return control
+
+
+def condition_controls(tab: str) -> dict[str, Any]:
+    """What a class and a guidance are chosen with; hidden until a ladder has them."""
+    with gr.Row():
+        classes = gr.Radio(label="Class of every noise", elem_id=f"{tab}-class", visible=False)
+        guidance = gr.Slider(0, MOST_GUIDANCE, step=0.5, label="Guidance", elem_id=f"{tab}-guidance", visible=False)
+    return {"class": classes, "guidance": within(guidance)}
+
+
+def condition_values(ladder: Ladder, condition: Condition, most: float | None = None) -> list[Any]:
+    """Their values; `most` is the largest guidance, by default the ladder's."""
+    names = ladder.classes
+    most = ladder.most if most is None else most
+    value = ALL if condition.label is None else names[condition.label]
+    return [
+        gr.update(choices=[ALL, *names], value=value, visible=bool(names)),
+        gr.update(
+            maximum=most or MOST_GUIDANCE, value=condition.guidance, visible=ladder.takes(None) > 0 or most > 0
+        ),
+    ]
 
 
 def stop_button(context: Context, tab: str) -> gr.Button:
