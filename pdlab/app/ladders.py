@@ -185,6 +185,8 @@ class RunLadder(Ladder):
         self._paths: dict[Which, Path] = {}
         self._takes: dict[Which, float] = {}
         for folder in checkpoints_in(path):
+            if "@" in folder.name:  # what the teacher was on the way
+                continue
             try:
                 header = read_header(folder)
             except OSError as error:
