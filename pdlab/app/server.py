@@ -159,9 +159,16 @@ def _restored(shelf: Shelf, name: str, tab: Tab, parameters: state.Query) -> Seq
     skipped = [gr.skip()] * (len(tab.controls) + len(tab.views))
     if not tab.alone and not name:
         return skipped
-    try:
-        given = state.given(parameters, tab.name, list(tab.controls))
-        return tab.restore(None if tab.alone else shelf.ladder(name), given)
-    except PdlabError as error:
-        skipped[len(tab.controls)] = html.note(str(error), "error")
-        return skipped
+    given = state.given(parameters, tab.name, list(tab.controls))
+    said = ""
+    for _ in range(2):
+        try:
+            values = list(tab.restore(None if tab.alone else shelf.ladder(name), given))
+            if said:
+                values[len(tab.controls)] = said + values[len(tab.controls)]
+            return values
+        except PdlabError as error:
+            said = html.note(str(error), "error")
+            given["class"] = None  # the one thing in an address that is refused
+    skipped[len(tab.controls)] = said
+    return skipped

@@ -10,6 +10,8 @@ from pdlab.app.ladders import Ladder
 from pdlab.app.tabs.binding import (
     QUICK,
     Context,
+    Number,
+    Slider,
     Tab,
     bind,
     code_box,
@@ -20,7 +22,6 @@ from pdlab.app.tabs.binding import (
     status,
     stop_button,
     stream,
-    within,
 )
 from pdlab.app.views import bench
 from pdlab.app.views.bench import IMAGES, MOST_SEED, MOST_STEPS, Run
@@ -35,11 +36,11 @@ def build(context: Context) -> Tab:
     model = gr.Radio(label="Model: the teacher, or the student of so many steps", elem_id="bench-model")
     with gr.Row():
         sampler = gr.Radio(list(SAMPLERS), label="Sampler")
-        steps = within(gr.Slider(1, MOST_STEPS, step=1, label="Steps", elem_id="bench-steps"))
-        nu = within(gr.Slider(0, 1, step=0.1, label="ν of the ancestral sampler"))
+        steps = Slider(1, MOST_STEPS, step=1, label="Steps", elem_id="bench-steps")
+        nu = Slider(0, 1, step=0.1, label="ν of the ancestral sampler")
     with gr.Row():
         page = gr.Radio([("of the seed", 0), *((f"page {k}", k) for k in range(1, PAGES + 1))], label="Noises")
-        seed = within(gr.Number(label="Seed", precision=0, minimum=0, maximum=MOST_SEED, min_width=120))
+        seed = Number(label="Seed", precision=0, minimum=0, maximum=MOST_SEED, min_width=120)
         images = gr.Radio(list(IMAGES), label="Images")
     conditions = condition_controls(NAME)
     warning = gr.HTML()
@@ -79,7 +80,6 @@ def build(context: Context) -> Tab:
     def own(ladder_name: str, *values: Any) -> list[Any]:
         ladder = context.shelf.ladder(ladder_name)
         what = Run.of(ladder, named(tab, values))
-        # Not gr.skip(): it would make the slider anew, without its bounds.
         set_steps = what.which if isinstance(what.which, int) else what.steps
         return [set_steps, condition_values(ladder, what.condition, ladder.takes(what.which))[1]]
 

@@ -110,19 +110,28 @@ def owner(request: gr.Request | None, tab: str) -> str:
     return f"{request.session_hash if request else 'nobody'}/{tab}"
 
 
-def within(control: Any) -> Any:
-    """A slider or number whose value is brought into its bounds; Gradio refuses one that was typed beyond them."""
-    low, high = control.minimum, control.maximum
-    control.preprocess = lambda value: state.number(value, low, high, low)
-    return control
+def _bounded(kind: type) -> Any:
+    """Sliders or numbers that bring a value into their bounds; Gradio's own refuse one that was typed beyond them.
+
+    A class and not a changed instance: whenever a control is updated, Gradio makes it anew.
+    """
+
+    def preprocess(self: Any, payload: object) -> float:
+        return state.number(payload, self.minimum, self.maximum, self.minimum)
+
+    # Past Gradio's metaclass, which would write a file beside this one.
+    return type.__new__(type(kind), kind.__name__, (kind,), {"is_template": True, "preprocess": preprocess})
+
+
+Slider, Number = _bounded(gr.Slider), _bounded(gr.Number)
 
 
 def condition_controls(tab: str) -> dict[str, Any]:
     """What a class and a guidance are chosen with; hidden until a ladder has them."""
     with gr.Row():
-        classes = gr.Radio(label="Class of every noise", elem_id=f"{tab}-class", visible=False)
-        guidance = gr.Slider(0, MOST_GUIDANCE, step=0.5, label="Guidance", elem_id=f"{tab}-guidance", visible=False)
-    return {"class": classes, "guidance": within(guidance)}
+        classes = gr.Radio(label="Class", elem_id=f"{tab}-class", visible=False, scale=2, min_width=320)
+        guidance = Slider(0, MOST_GUIDANCE, step=0.5, label="Guidance", elem_id=f"{tab}-guidance", visible=False)
+    return {"class": classes, "guidance": guidance}
 
 
 def condition_values(ladder: Ladder, condition: Condition, most: float | None = None) -> list[Any]:

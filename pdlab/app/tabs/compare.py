@@ -8,6 +8,7 @@ import gradio as gr
 from pdlab.app.ladders import Ladder
 from pdlab.app.tabs.binding import (
     Context,
+    Slider,
     Tab,
     bind,
     code_box,
@@ -18,7 +19,6 @@ from pdlab.app.tabs.binding import (
     status,
     stop_button,
     stream,
-    within,
 )
 from pdlab.app.views import cells, compare
 from pdlab.app.views.compare import PAGES, ZOOMS, Comparison
@@ -34,7 +34,7 @@ def build(context: Context) -> Tab:
         page = gr.Radio(list(range(1, PAGES + 1)), label="Page of noises")
         zoom = gr.Radio([(f"{n}", n) for n in ZOOMS], label="Images in a cell")
         clip = gr.Checkbox(label="Clip x̂ to [−1, 1] in every step")
-        nu = within(gr.Slider(0, 1, step=0.1, label="ν of the ancestral sampler"))
+        nu = Slider(0, 1, step=0.1, label="ν of the ancestral sampler")
     conditions = condition_controls(NAME)
     with gr.Row():
         run = gr.Button("Draw live", variant="primary", elem_id="compare-run", min_width=120, scale=0)

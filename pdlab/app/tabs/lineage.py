@@ -8,6 +8,7 @@ import gradio as gr
 from pdlab.app.ladders import NOISES, Ladder
 from pdlab.app.tabs.binding import (
     Context,
+    Slider,
     Tab,
     bind,
     code_box,
@@ -18,7 +19,6 @@ from pdlab.app.tabs.binding import (
     status,
     stop_button,
     stream,
-    within,
 )
 from pdlab.app.views import lineage
 from pdlab.app.views.lineage import Choice
@@ -28,7 +28,7 @@ NAME = "lineage"
 
 def build(context: Context) -> Tab:
     """Builds the tab."""
-    noise = within(gr.Slider(1, NOISES, step=1, label="Noise", elem_id="lineage-noise"))
+    noise = Slider(1, NOISES, step=1, label="Noise", elem_id="lineage-noise")
     conditions = condition_controls(NAME)
     with gr.Row():
         draw = gr.Button("Draw live", variant="primary", elem_id="lineage-draw", min_width=120, scale=0)

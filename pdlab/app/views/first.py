@@ -67,12 +67,13 @@ def _by_calls(shelf: Shelf, ladder: Ladder) -> str:
 
 def _by_class(shelf: Shelf, ladder: Ladder) -> str:
     """One sample a cell: a class a column, a sampler and its network calls a row."""
-    names, rows, live = ladder.classes[:_MOST_CLASSES], [], False
+    names, rows, sources = ladder.classes[:_MOST_CLASSES], [], set()
     for calls in columns(ladder):
         for kind in ROWS:
             one = cell(ladder, kind, calls)
             found, figures = drawn(shelf, ladder, one), cells.figures_text(ladder, one)
-            live = live or (found is not None and found.seconds is not None)
+            if found:
+                sources.add(found.seconds is not None)
             what = f"{html.calls_text(calls)}, {KINDS[kind]}"
             why = one.missing(ladder) or ("" if found else "not drawn yet")
             name = escape(f"{what}: {why}" if why else what)
@@ -83,7 +84,8 @@ def _by_class(shelf: Shelf, ladder: Ladder) -> str:
             rows.append(
                 (name + (f' <span class="figure">{figures}</span>' if figures else ""), [] if why else line)
             )
-    return html.sheet(names, rows, f"{escape(BY_CLASS)} {html.source(live)}", narrow=True)
+    badge = html.source(any(sources)) if sources else "Draw them in Compare."
+    return html.sheet(names, rows, f"{escape(BY_CLASS)} {badge}", narrow=True)
 
 
 def _how(ladder: Ladder, every: list[Cell]) -> str:
