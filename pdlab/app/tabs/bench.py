@@ -77,14 +77,14 @@ def build(context: Context) -> Tab:
     tab = Tab(NAME, controls, [warning, code], restore)
     bind(context, tab, view)
 
-    def own(ladder_name: str, *values: Any) -> list[Any]:
+    def own_steps(ladder_name: str, *values: Any) -> list[Any]:
         ladder = context.shelf.ladder(ladder_name)
         what = Run.of(ladder, named(tab, values))
         set_steps = what.which if isinstance(what.which, int) else what.steps
         return [set_steps, condition_values(ladder, what.condition, ladder.takes(what.which))[1]]
 
     inputs = [context.model, *controls.values()]
-    model.input(own, inputs, [steps, conditions["guidance"]], api_visibility="private", **QUICK)
+    model.input(own_steps, inputs, [steps, conditions["guidance"]], api_visibility="private", **QUICK)
 
     async def live(request: gr.Request, model: str, *values: Any) -> AsyncIterator[list[Any]]:
         ladder = context.shelf.ladder(model)
