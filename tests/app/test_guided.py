@@ -21,6 +21,7 @@ from pdlab.diffusion.samplers import sample
 from pdlab.distillation.guided import GUIDED
 from pdlab.errors import PdlabError
 from pdlab.zoo.page import figures
+from tests.app.test_state import NONSENSE
 from tests.app.test_views import Reader, run_code
 
 DIGITS = [str(k) for k in range(10)]
@@ -63,6 +64,9 @@ def test_numbers_are_clamped_and_unknown_classes_refused(guided: Ladder, ladder:
     assert Condition.of(guided, {"class": ALL, "guidance": -3}) == Condition(None, 0.0)
     assert Condition.of(guided, {"guidance": float("nan")}) == Condition(None, 1.0)
     assert Condition.of(ladder, {"class": "7", "guidance": 2}) == Condition()
+    for value in NONSENSE:
+        assert 0 <= Comparison.of(guided, {"guidance": value}).condition.guidance <= 2
+        assert curve.Choice.of(guided, {"guidance": value}).guidance in (0.0, 1.0)
     for wrong in ("horse", "10", 7, ["7"], {}, object(), "<script>"):
         with pytest.raises(PdlabError, match=r"there is no class .*: there are 0, 1, 2"):
             Condition.of(guided, {"class": wrong})
@@ -75,6 +79,7 @@ def test_controls_are_there_for_who_has_classes(guided: Ladder, ladder: Ladder) 
     assert (classes["visible"], classes["choices"], classes["value"]) == (True, [ALL, *DIGITS], "7")
     assert (guidance["visible"], guidance["maximum"], guidance["value"]) == (True, 2.0, 1.5)
     assert not any(update["visible"] for update in condition_values(ladder, Condition()))
+    assert not condition_values(guided, Condition(), 0.0)[1]["visible"]  # of a model that takes none
 
 
 @pytest.mark.parametrize("condition", [Condition(None, 0.0), Condition(None, 1.0), SEVEN])

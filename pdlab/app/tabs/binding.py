@@ -141,9 +141,7 @@ def condition_values(ladder: Ladder, condition: Condition, most: float | None = 
     value = ALL if condition.label is None else names[condition.label]
     return [
         gr.update(choices=[ALL, *names], value=value, visible=bool(names)),
-        gr.update(
-            maximum=most or MOST_GUIDANCE, value=condition.guidance, visible=ladder.takes(None) > 0 or most > 0
-        ),
+        gr.update(maximum=most or MOST_GUIDANCE, value=condition.guidance, visible=most > 0),
     ]
 
 
