@@ -138,12 +138,20 @@ def pictures(ladder: Ladder, run: Run, t: float, now: Tensor, film: list[tuple[f
         f"<figure>{html.picture(film[k][1], f'x̂ of step {k + 1}', 1)}<figcaption>{k + 1}</figcaption></figure>"
         for k in every
     )
-    told = escape(what + (f", {asked}" if asked else ""))
+    told = escape(", ".join(filter(None, (f"{what} of {made_by(run)}", asked))))
     return (
         f'<div class="bench"><figure class="now">{side}<figcaption>{told} {html.source(True)}</figcaption></figure>'
         f'<div><p class="how">x̂, what the model expects, step by step (first {len(film[0][1])} images):</p>'
         f'<div class="film">{frames}</div></div></div>'
     )
+
+
+def made_by(run: Run) -> str:
+    """The model, the sampler and its steps, in words."""
+    model = f"the student of {html.steps_text(run.which)}" if isinstance(run.which, int) else f"the {run.model}"
+    if run.which == GUIDED:
+        model = "the teacher, its guidance distilled"
+    return f"{model}, {run.sampler} in {html.steps_text(run.steps)}"
 
 
 def latency(run: Run, done: int, seconds: float) -> str:

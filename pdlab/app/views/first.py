@@ -15,8 +15,8 @@ SENTENCE = (
     "only the training differs."
 )
 BY_CLASS = (
-    "All rows start from the same noises, one of each class. The two rows of equally many network calls differ "
-    "only in the training."
+    "All rows start from the same noises, one of each class. Two rows of equally many network calls cost the same: "
+    "what differs is the training."
 )
 ROWS = ("ddim", "distilled")
 _MOST_CLASSES = 10  # columns
