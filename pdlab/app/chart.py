@@ -10,8 +10,8 @@ from torch import Tensor
 from pdlab.teaching.plots import PALETTE
 
 #: Curves are told apart by colour, by the shape of their points and by their dashes.
-COLOURS = (*PALETTE[:2], "#009E73", "#CC79A7", "#E69F00")
-_DASHES = ("", "6 3", "8 3 2 3", "2 3", "10 4")
+COLOURS = PALETTE[:6]
+_DASHES = ("", "6 3", "8 3 2 3", "2 3", "10 4", "1 2")
 _SIZE = (640.0, 360.0)
 _BOX = (84.0, 16.0, 624.0, 308.0)  # left, top, right, bottom of the axes
 
@@ -129,9 +129,7 @@ def legend(names: Sequence[tuple[str, int]], floor: bool = False) -> str:
         )
     if floor:
         line = '<line class="floor" x1="1" x2="27" y1="7" y2="7"/>'
-        items.append(
-            f'<span><svg width="28" height="14" aria-hidden="true">{line}</svg> real images (floor)</span>'
-        )
+        items.append(f'<span><svg width="28" height="14" aria-hidden="true">{line}</svg> real images</span>')
     return f'<div class="legend">{"".join(items)}</div>'
 
 
@@ -142,16 +140,19 @@ def _svg(inside: str, title: str, size: tuple[float, float] = _SIZE) -> str:
     )
 
 
-_CORNERS: dict[int, list[tuple[float, float]]] = {  # square, triangle, diamond, triangle upside down
+_CORNERS: dict[
+    int, list[tuple[float, float]]
+] = {  # square, triangle, diamond, triangle upside down, triangle to the left
     1: [(-1, -1), (1, -1), (1, 1), (-1, 1)],
     2: [(0, -1.2), (1.1, 0.9), (-1.1, 0.9)],
     3: [(0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)],
     4: [(0, 1.2), (1.1, -0.9), (-1.1, -0.9)],
+    5: [(-1.2, 0), (0.9, -1.1), (0.9, 1.1)],
 }
 
 
 def _marker(style: int, x: float, y: float, colour: str, r: float = 5.0) -> str:
-    shape = style % 5 if style >= 0 else 0
+    shape = style % 6 if style >= 0 else 0
     if shape == 0:
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}" fill="{colour}"/>'
     points = " ".join(f"{x + r * dx:.1f},{y + r * dy:.1f}" for dx, dy in _CORNERS[shape])

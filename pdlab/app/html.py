@@ -63,6 +63,16 @@ def steps_text(steps: int) -> str:
     return f"{steps} step" + ("" if steps == 1 else "s")
 
 
+def samples_text(n: int) -> str:
+    """ "1 sample", "2 samples"."""
+    return f"{n} sample" + ("" if n == 1 else "s")
+
+
+def calls_text(calls: int) -> str:
+    """ "1 network call", "2 network calls"."""
+    return f"{calls} network call" + ("" if calls == 1 else "s")
+
+
 def card(row: Row) -> str:
     """How a figure was measured, as a table."""
     c = row.card
@@ -92,8 +102,13 @@ def _cell(value: object) -> str:
     return value if isinstance(value, Markup) else escape("" if value is None else str(value))
 
 
-def sheet(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], caption: str) -> str:
-    """A table of pictures: a heading above each column, the name of each row on a line of its own above it."""
+def sheet(
+    columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], caption: str, narrow: bool = False
+) -> str:
+    """A table of pictures: a heading above each column, the name of each row on a line of its own above it.
+
+    The columns of a `narrow` one hold a single small picture each.
+    """
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in columns)
     body = "".join(
         f'<tr class="name"><th scope="rowgroup" colspan="{len(columns)}">{name}</th></tr><tr>'
@@ -101,4 +116,5 @@ def sheet(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], cap
         + "</tr>"
         for name, cells in rows
     )
-    return f'<table class="sheet"><caption>{caption}</caption><thead><tr>{head}</tr></thead>{body}</table>'
+    kind = f'class="sheet narrow" style="max-width: {68 * len(columns)}px"' if narrow else 'class="sheet"'
+    return f"<table {kind}><caption>{caption}</caption><thead><tr>{head}</tr></thead>{body}</table>"

@@ -16,6 +16,7 @@ from torch import Tensor
 from pdlab import data, schema, zoo
 from pdlab.data import ImageSource
 from pdlab.diffusion.denoiser import Denoiser
+from pdlab.distillation.guided import GUIDED
 from pdlab.errors import PdlabError, reason
 from pdlab.files import read_bytes
 from pdlab.metrics.card import Row
@@ -25,20 +26,28 @@ from pdlab.training.machine import Machine
 
 NOISES, PAGE = 64, 16  # fixed noises of a ladder, and how many of them are shown at a time
 QUICKSTART = Path("pdlab-quickstart")
+#: The most that an undistilled teacher is guided with here; it was made for no weight in particular.
+MOST_GUIDANCE = 4.0
 
 T = TypeVar("T")
+#: A model of a ladder: a student's steps, `GUIDED` for stage one of guided distillation, None for the teacher.
+Which = int | str | None
 
 
 class Ladder:
     """A teacher and its students, what they draw from fixed noises, and their report.
 
     `name` is what a link says. `steps` are the students' step counts, most first; `first` is how many steps the
-    teacher is read at.
+    teacher is read at. `classes` are the names of its classes, if it has any; `shown` is the guidance that it is
+    shown in first. `guided` says whether stage one of guided distillation is there to draw with.
     """
 
     name: str
     steps: list[int]
     first: int
+    classes: list[str]
+    shown: float = 0.0
+    guided: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -56,8 +65,11 @@ class Ladder:
         raise NotImplementedError
 
     @property
-    def samples(self) -> dict[tuple[str, int], Tensor]:
-        """What is drawn of them already: uint8 `[n, C, H, W]` by (kind, steps), kind "distilled" or "ddim"."""
+    def samples(self) -> dict[tuple[str, int, float], Tensor]:
+        """What is drawn of them already, of all classes in turn: uint8 `[n, C, H, W]` by (kind, steps, guidance).
+
+        The kind is "distilled" or "ddim".
+        """
         raise NotImplementedError
 
     @property
@@ -65,11 +77,15 @@ class Ladder:
         """The measured report; without one, {"rows": []}."""
         raise NotImplementedError
 
-    def checkpoint(self, steps: int | None) -> Checkpoint:
-        """The student of `steps` steps, or the teacher (None); PdlabError for any other."""
+    def takes(self, which: Which) -> float:
+        """The largest guidance that a model of it is drawn with; 0 for one that cannot be guided."""
         raise NotImplementedError
 
-    def code(self, steps: int | None) -> tuple[str, str]:
+    def checkpoint(self, which: Which) -> Checkpoint:
+        """A model of it; PdlabError for one that it does not have."""
+        raise NotImplementedError
+
+    def code(self, which: Which) -> tuple[str, str]:
         """The import and the expression that give the denoiser in Python."""
         raise NotImplementedError
 
@@ -78,9 +94,15 @@ class Ladder:
         raise NotImplementedError
 
     @property
+    def most(self) -> float:
+        """The largest guidance to compare at: the students', or the teacher's where they take none."""
+        return max((self.takes(steps) for steps in self.steps), default=0.0) or self.takes(None)
+
+    @property
     def counts(self) -> list[int]:
-        """The step counts to compare at, most first: every student's and the teacher's first."""
-        return sorted({self.first, *self.steps}, reverse=True)
+        """The network calls to compare at, most first: every student's and the teacher's first, guided or not."""
+        twice = {2 * self.first} if self.takes(None) else set()
+        return sorted({self.first, *twice, *self.steps}, reverse=True)
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -100,6 +122,8 @@ class ZooLadder(Ladder):
         self._manifest = zoo.manifest(key)
         self.steps = sorted((r["steps"] for r in self._manifest["rungs"] if r["steps"]), reverse=True)
         self.first = int(self._manifest["first_steps"])
+        self.classes = zoo.classes(key)
+        self.shown = float(self._manifest["guidance"]["shown"])
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -117,23 +141,31 @@ class ZooLadder(Ladder):
         return zoo.noise(self._key)
 
     @cached_property
-    def samples(self) -> dict[tuple[str, int], Tensor]:
+    def samples(self) -> dict[tuple[str, int, float], Tensor]:
         """See Ladder."""
-        return zoo.samples(self._key)
+        stored = {float(w): zoo.samples(self._key, w) for w in self._manifest["guidance"]["stored"]}
+        return {(kind, n, w): images for w, drawn in stored.items() for (kind, n), images in drawn.items()}
 
     @cached_property
     def report(self) -> dict[str, Any]:
         """See Ladder."""
         return zoo.report(self._key)
 
-    def checkpoint(self, steps: int | None) -> Checkpoint:
+    def takes(self, which: Which) -> float:
         """See Ladder."""
-        return zoo.checkpoint(self._key, steps)
+        if which is None:
+            return MOST_GUIDANCE if self._manifest["settings"]["network"].get("null_class") else 0.0
+        return float(self._manifest["guidance"]["most"])
 
-    def code(self, steps: int | None) -> tuple[str, str]:
+    def checkpoint(self, which: Which) -> Checkpoint:
         """See Ladder."""
-        which = "" if steps is None else f", steps={steps}"
-        return "from pdlab import zoo", f"zoo.load({self._key!r}{which})"
+        assert not isinstance(which, str)  # stage one does not ship
+        return zoo.checkpoint(self._key, which)
+
+    def code(self, which: Which) -> tuple[str, str]:
+        """See Ladder."""
+        steps = "" if which is None else f", steps={which}"
+        return "from pdlab import zoo", f"zoo.load({self._key!r}{steps})"
 
     def images(self) -> ImageSource | None:
         """See Ladder."""
@@ -150,19 +182,29 @@ class RunLadder(Ladder):
 
     def __init__(self, name: str, path: Path) -> None:
         self.name, self._path = name, path
-        self._paths: dict[int | None, Path] = {}
+        self._paths: dict[Which, Path] = {}
+        self._takes: dict[Which, float] = {}
         for folder in checkpoints_in(path):
+            if "@" in folder.name:  # what the teacher was on the way
+                continue
             try:
                 header = read_header(folder)
             except OSError as error:
                 raise PdlabError(f"{folder} cannot be read as a checkpoint: {reason(error)}") from error
-            if header["bounded"] and header["info"]:  # images
-                self._paths[header["steps"]] = folder
-                self._info, self._kind = header["info"], header["network"]["kind"]
+            network, info = header["network"], header["info"]
+            if header["bounded"] and info:  # images
+                which = GUIDED if info["model"] == GUIDED else header["steps"]
+                self._paths[which], self._takes[which] = folder, float(network.get("guidance_max", 0.0))
+                self._info = info
+                if which is None:
+                    self.classes = _class_names(network, info)
+                    if network.get("null_class"):
+                        self._takes[None] = MOST_GUIDANCE
         if None not in self._paths:
             raise PdlabError(f"{path} holds no teacher of images: start one with pdlab train … --run {path}")
-        self.steps = sorted((steps for steps in self._paths if steps is not None), reverse=True)
+        self.steps = sorted((which for which in self._paths if isinstance(which, int)), reverse=True)
         self.first = int(self._info["preset"]["first_steps"])
+        self.guided = GUIDED in self._paths
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -180,12 +222,14 @@ class RunLadder(Ladder):
         return noise(self.shape, NOISES, 0)
 
     @cached_property
-    def samples(self) -> dict[tuple[str, int], Tensor]:
+    def samples(self) -> dict[tuple[str, int, float], Tensor]:
         """See Ladder."""
+        if self.classes:  # the quickstart, which leaves such a file, has none
+            return {}
         try:
             tensors = safetensors.torch.load(read_bytes(self._path / zoo.SAMPLES, zoo.MOST_BYTES))
             parts = ((name.partition("/"), tensor) for name, tensor in tensors.items())
-            return {(kind, int(steps)): tensor for (kind, _, steps), tensor in parts}
+            return {(kind, int(steps), 0.0): tensor for (kind, _, steps), tensor in parts}
         except (OSError, ValueError, PdlabError, safetensors.SafetensorError):
             return {}
 
@@ -200,17 +244,21 @@ class RunLadder(Ladder):
         except (OSError, ValueError, KeyError, TypeError, PdlabError):
             return {"rows": []}
 
-    def checkpoint(self, steps: int | None) -> Checkpoint:
+    def takes(self, which: Which) -> float:
         """See Ladder."""
-        if steps not in self._paths:
-            raise PdlabError(f"{self.name} has no student of {steps} steps: distil it with pdlab distill")
-        return load(self._paths[steps])
+        return self._takes.get(which, 0.0)
 
-    def code(self, steps: int | None) -> tuple[str, str]:
+    def checkpoint(self, which: Which) -> Checkpoint:
+        """See Ladder."""
+        if which not in self._paths:
+            raise PdlabError(f"{self.name} has no student of {which} steps: distil it with pdlab distill")
+        return load(self._paths[which])
+
+    def code(self, which: Which) -> tuple[str, str]:
         """See Ladder."""
         return (
             "from pdlab.training.checkpoint import load",
-            f"load({str(self._paths[steps])!r}).denoiser",
+            f"load({str(self._paths[which])!r}).denoiser",
         )
 
     def images(self) -> ImageSource | None:
@@ -314,12 +362,12 @@ class Shelf:
             return ladder
         raise PdlabError("there is no ladder to show: run the quickstart, which makes one of digits in minutes")
 
-    def model(self, ladder: Ladder, steps: int | None) -> Denoiser:
+    def model(self, ladder: Ladder, which: Which) -> Denoiser:
         """A model on this machine's device, in float32; loaded once, and let go of beyond the bound."""
-        key = (ladder.name, steps)
+        key = (ladder.name, which)
         found = self._models.get(key)
         if found is None:
-            found = self.machine.place(ladder.checkpoint(steps).denoiser)
+            found = self.machine.place(ladder.checkpoint(which).denoiser)
             size = sum(p.numel() * p.element_size() for p in found.parameters())
             self._models.put(key, found, size)
         return found
@@ -347,6 +395,13 @@ def synchronized(tensor: Tensor) -> Tensor:
     if tensor.device.type == "cuda":
         torch.cuda.synchronize(tensor.device)
     return tensor
+
+
+def _class_names(network: dict[str, Any], info: dict[str, Any]) -> list[str]:
+    """The names of the classes in a checkpoint's header, or their numbers where none are known."""
+    count = int(network.get("num_classes", 0))
+    names = info["data"].get("classes", [])
+    return list(names) if len(names) == count else [str(k) for k in range(count)]
 
 
 def _folders(runs: Path | None) -> Sequence[Path]:

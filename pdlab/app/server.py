@@ -1,5 +1,6 @@
 """Puts the tabs together and serves them on this machine, to this machine alone."""
 
+import json
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -87,11 +88,14 @@ def build(shelf: Shelf, compute: Compute | None = None) -> gr.Blocks:
             api_name="restore",
             **QUICK,
         )
+        # A class or a guidance of one ladder may be none of another.
+        asked = [f"{tab.name}.{key}" for tab in built for key in ("class", "guidance") if key in tab.controls]
+        changed = json.dumps(["model", *asked])
         model.input(
             lambda name, address: restore(address, name),
             [model, search],
             outputs,
-            js="name => { pdlab.link(['model'], [name]); return [name, location.search]; }",
+            js=f"name => {{ pdlab.link({changed}, [name]); return [name, location.search]; }}",
             api_name="choose",
             **QUICK,
         )
@@ -143,6 +147,9 @@ def _begin(control: Any, value: Any) -> None:
     if isinstance(value, dict):
         if "choices" in value:
             control.choices = [c if isinstance(c, tuple) else (str(c), c) for c in value["choices"]]
+        for name in ("visible", "maximum"):
+            if name in value:
+                setattr(control, name, value[name])
         value = value.get("value")
     control.value = value
 
@@ -152,9 +159,16 @@ def _restored(shelf: Shelf, name: str, tab: Tab, parameters: state.Query) -> Seq
     skipped = [gr.skip()] * (len(tab.controls) + len(tab.views))
     if not tab.alone and not name:
         return skipped
-    try:
-        given = state.given(parameters, tab.name, list(tab.controls))
-        return tab.restore(None if tab.alone else shelf.ladder(name), given)
-    except PdlabError as error:
-        skipped[len(tab.controls)] = html.note(str(error), "error")
-        return skipped
+    given = state.given(parameters, tab.name, list(tab.controls))
+    said = ""
+    for _ in range(2):
+        try:
+            values = list(tab.restore(None if tab.alone else shelf.ladder(name), given))
+            if said:
+                values[len(tab.controls)] = said + values[len(tab.controls)]
+            return values
+        except PdlabError as error:
+            said = html.note(str(error), "error")
+            given["class"] = None  # the one thing in an address that is refused
+    skipped[len(tab.controls)] = said
+    return skipped

@@ -47,6 +47,20 @@ def served(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
 
 
 @pytest.fixture(scope="module")
+def served_guided(built_guided: Path, built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A ladder with classes and guidance, the run that it was built by, and a ladder without either."""
+    place = tmp_path_factory.mktemp("several")
+    shutil.copytree(built_guided / "guided", place / "guided")
+    shutil.copytree(built_guided / "run", place / "own", ignore=shutil.ignore_patterns(".*"))
+    shutil.copytree(built / "shipped", place / "plain")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zoo, "HOME", tmp_path_factory.mktemp("none"))
+        made = Served(Shelf(place))
+        yield made
+        made.app.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed: apt-get install chromium")
@@ -299,3 +313,117 @@ def test_without_a_ladder_the_quickstart_is_offered_and_shown(
     shows(page, "#first", "ordinary sampler (DDIM)")
     assert list(served.shelf.ladders) == ["pdlab-quickstart"]
     served.app.close(verbose=False)
+
+
+def test_a_class_and_a_guidance_by_the_client(served_guided: Served) -> None:
+    client = client_of(served_guided)
+    ladder = served_guided.shelf.ladder("guided")
+    for model, steps in (("2", 2), ("teacher", 3)):
+        said, pictures, table = client.predict(
+            "guided", model, "ddim", steps, 0, 2, 0, 16, "7", 1.5, api_name="/bench_live"
+        )
+        assert f"Done: {steps} of {steps}" in said
+        given = {"model": model, "steps": steps, "page": 2, "class": "7", "guidance": 1.5}
+        names: dict[str, Any] = {}
+        exec(bench.code(ladder, bench.Run.of(ladder, given)), names)
+        assert html.picture(names["images"], "x").split('"')[3] in pictures
+        assert "class 7, guidance 1.5" in pictures
+        assert f"network calls</th><td>{steps if model == '2' else 2 * steps}<" in table
+    with contextlib.suppress(AppError):  # Gradio's own refusal, or ours
+        said, *_ = client.predict("guided", "2", "ddim", 2, 0, 2, 0, 16, "horse", 99, api_name="/bench_live")
+        assert "there is no class horse: there are 0, 1" in said
+
+
+def test_a_class_is_picked_and_guidance_moved(served_guided: Served, visit: Callable[..., Page]) -> None:
+    page = visit(served_guided, "?model=guided&compare.rows=distilled&compare.steps=2")
+    expect(page.locator("#first img")).to_have_count(30, timeout=PATIENCE)
+    settled(page)
+    expect(page.locator("#compare-class input")).to_have_count(11)
+    expect(page.locator("#compare-class input:checked")).to_have_value("all in turn")
+    guidance = page.locator("#compare-guidance input[type=number]")
+    expect(guidance).to_have_value("1")
+    page.locator("#compare-class").get_by_text("7", exact=True).click()
+    page.wait_for_url("**compare.class=7*", timeout=PATIENCE)
+    guidance.fill("9")
+    guidance.press("Enter")
+    shows(page, ".missing", "not drawn yet")
+    page.locator("#compare-run").click()
+    expect(page.locator("text=1 of 1 cells drawn on this machine.")).to_be_visible(timeout=PATIENCE)
+    drawn = page.locator("img[alt^='16 samples of 7, distilled']").first
+    page.locator("#compare-code button").first.click()
+    code = page.locator("#compare-code .cm-content").inner_text()
+    assert "torch.full((16,), 7)" in code
+    assert "guidance=2)" in code  # brought into what the students take
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert drawn.get_attribute("src") == html.picture(names["images"], "x").split('"')[3]
+    again = visit(served_guided, page.url.removeprefix(served_guided.address))
+    settled(again)
+    expect(again.locator("#compare-class input:checked")).to_have_value("7", timeout=PATIENCE)
+    expect(again.locator("#compare-guidance input[type=number]")).to_have_value("2")
+    expect(again.locator("img[alt^='16 samples of 7, distilled']").first).to_be_visible(timeout=PATIENCE)
+
+
+def test_another_ladder_has_other_classes_or_none(served_guided: Served, visit: Callable[..., Page]) -> None:
+    page = visit(served_guided, "?model=guided&compare.class=7&compare.guidance=2&lineage.class=3")
+    settled(page)
+    expect(page.locator("#compare-class input:checked")).to_have_value("7", timeout=PATIENCE)
+    page.locator("#ladder").get_by_text("plain", exact=True).click()
+    expect(page.locator("#first img")).to_have_count(6, timeout=PATIENCE)
+    expect(page.locator("#compare-class")).to_have_count(0)
+    expect(page.locator("#compare-guidance")).to_have_count(0)
+    assert "class=" not in page.url
+    assert "guidance=" not in page.url
+    page.locator("#ladder").get_by_text("own", exact=True).click()
+    expect(page.locator("#compare-class input:checked")).to_have_value("all in turn", timeout=PATIENCE)
+    expect(page.locator("#compare-rows input")).to_have_count(6)
+
+
+def test_a_class_that_there_is_not_is_refused(served_guided: Served, visit: Callable[..., Page]) -> None:
+    page = visit(served_guided, "?model=guided&compare.class=horse")
+    expect(page.locator("text=there is no class horse: there are 0, 1").first).to_be_visible(timeout=PATIENCE)
+    page.locator("#compare-class").get_by_text("3", exact=True).click()
+    expect(page.locator("text=all of class 3.").first).to_be_visible(timeout=PATIENCE)
+
+
+def test_the_undistilled_teacher_takes_more_guidance(served_guided: Served, visit: Callable[..., Page]) -> None:
+    page = visit(served_guided, "?model=guided&tab=bench&bench.model=2")
+    guidance = page.locator("#bench-guidance input[type=range]")
+    expect(guidance).to_have_attribute("max", "2", timeout=PATIENCE)
+    page.locator("#bench-model").get_by_text("teacher", exact=True).click()
+    expect(guidance).to_have_attribute("max", "4", timeout=PATIENCE)
+    number = page.locator("#bench-guidance input[type=number]")
+    number.fill("3.5")
+    number.press("Enter")
+    page.wait_for_url("**bench.guidance=3.5*", timeout=PATIENCE)
+    page.locator("#bench-run").click()
+    shows(page, "#bench-pictures", "all classes in turn, guidance 3.5")
+
+
+def test_lineage_of_a_class_is_drawn_live(served_guided: Served, visit: Callable[..., Page]) -> None:
+    page = visit(served_guided, "?model=guided&tab=lineage&lineage.noise=4")
+    shows(page, "#lineage-images", "Noise 4 of 64, class 3, guidance 1")
+    page.locator("#lineage-class").get_by_text("8", exact=True).click()
+    shows(page, "#lineage-images", "press Draw live")
+    page.locator("#lineage-draw").click()
+    shows(page, "#lineage-images", "Noise 4 of 64, class 8, guidance 1")
+    shows(page, "#lineage-images", "live")
+
+
+def test_agreement_is_chosen_in_the_curve(served_guided: Served, visit: Callable[..., Page]) -> None:
+    page = visit(served_guided, "?model=guided&tab=curve")
+    shows(page, "#curve-plot", "FD-pixels of 100 samples against network calls, guidance 1")
+    page.locator("#curve-metric").get_by_text("agreement-pixels", exact=True).click()
+    shows(page, "#curve-plot", "agreement-pixels of 100 samples against network calls, guidance 1")
+    page.locator("#curve-guidance").get_by_text("0", exact=True).click()
+    shows(page, "#curve-plot", "agreement-pixels of 100 samples against network calls, guidance 0")
+
+
+@pytest.mark.parametrize("tab", ["compare", "curve", "lineage", "bench"])
+def test_classes_need_no_sideways_scrolling_either(
+    served_guided: Served, visit: Callable[..., Page], tab: str
+) -> None:
+    page = visit(served_guided, f"?model=guided&tab={tab}", width=400)
+    expect(page.locator("#first img")).to_have_count(30, timeout=PATIENCE)
+    settled(page) if tab == "compare" else page.wait_for_timeout(1000)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400

@@ -14,6 +14,7 @@ from pdlab.app.views.cells import KINDS, Cell
 from pdlab.app.views.compare import Comparison
 from pdlab.data import to_uint8
 from pdlab.diffusion.samplers import sample
+from pdlab.distillation.guided import GUIDED
 from pdlab.errors import PdlabError
 from pdlab.zoo.page import figures
 
@@ -89,7 +90,7 @@ def test_the_guess_is_judged_rightly_and_hides_the_truth(shelf: Shelf, ladder: L
     assert seen == {True, False}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != GUIDED])
 @pytest.mark.parametrize("clip", [True, False])
 def test_a_cell_is_what_its_python_draws(shelf: Shelf, ladder: Ladder, kind: str, clip: bool, show: Any) -> None:
     cell = Cell(kind, 4, page=1, clip=clip, nu=0.5 if kind == "ancestral" else 0.0)
@@ -162,7 +163,7 @@ def test_the_curve_its_table_and_its_csv_are_the_report(ladder: Ladder) -> None:
     assert set(re.findall(r'data-key="([^"]+)"', plot)) == keys
     lines = curve.as_csv(rows).splitlines()
     assert len(lines) == len(rows) + 1
-    assert "distilled,,4,4,FD-pixels" in "\n".join(lines)
+    assert "distilled,,0,4,4,FD-pixels" in "\n".join(lines)
 
 
 def test_figures_of_other_cards_are_not_mixed(ladder: Ladder) -> None:
@@ -192,15 +193,17 @@ def test_the_curve_s_python_prints_its_figures(ladder: Ladder, capsys: pytest.Ca
     assert any(line.startswith("distilled ddim 4 ") and line.endswith(str(value)) for line in lines)
 
 
-def test_lineage_adds_up_and_its_python_prints_it(ladder: Ladder, capsys: pytest.CaptureFixture[str]) -> None:
-    choice = lineage.Choice.of({"noise": 5})
-    images = lineage.trail(ladder, 4)
+def test_lineage_adds_up_and_its_python_prints_it(
+    shelf: Shelf, ladder: Ladder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    choice = lineage.Choice.of(ladder, {"noise": 5})
+    images = lineage.trail(shelf, ladder, choice)
     assert list(images) == [8, 4, 2, 1]
-    assert torch.equal(images[8], ladder.samples["ddim", 8][4])
-    assert torch.equal(images[2], ladder.samples["distilled", 2][4])
+    assert torch.equal(images[8], ladder.samples["ddim", 8, 0.0][4])
+    assert torch.equal(images[2], ladder.samples["distilled", 2, 0.0][4])
     found = lineage.drift(images)
     assert found.residual < 1e-9
-    pictures, bars, code = lineage.view(ladder, choice)
+    pictures, bars, code = lineage.view(shelf, ladder, choice)
     assert len(Reader(pictures).alts) == 8
     Reader(bars)
     run_code(code)
@@ -210,17 +213,30 @@ def test_lineage_adds_up_and_its_python_prints_it(ladder: Ladder, capsys: pytest
         assert f"{127.5 * float(length):.2f}" in bars
 
 
-def test_lineage_of_a_run_says_that_nothing_is_there(run: Ladder) -> None:
-    assert "Nothing is precomputed" in lineage.view(run, lineage.Choice.of({}))[0]
+def test_lineage_of_a_run_is_drawn_live(shelf: Shelf, run: Ladder, show: Any, capsys: Any) -> None:
+    choice = lineage.Choice.of(run, {"noise": 20})
+    assert "Nothing is precomputed" in lineage.view(shelf, run, choice)[0]
+    lineage.nearest(shelf, run, choice, show)
+    assert "press Draw live" in show[-1][0]
+    lineage.draw(shelf, run, choice, show)
+    text, pictures, bars = show[-1]
+    assert text == "7 models and step counts drawn on this machine."
+    assert len(Reader(pictures).alts) == 8
+    assert ">live<" in pictures
+    assert ">live<" in bars
+    run_code(lineage.code(run, choice))
+    printed = capsys.readouterr().out.splitlines()
+    found = lineage.drift(lineage.trail(shelf, run, choice))
+    assert printed == [f"{name} {127.5 * float(length)}" for name, length in found.lengths.items()]
 
 
-def test_the_nearest_training_image_is_the_nearest(ladder: Ladder, show: Any) -> None:
-    lineage.nearest(ladder, lineage.Choice.of({"noise": 3}), show)
+def test_the_nearest_training_image_is_the_nearest(shelf: Shelf, ladder: Ladder, show: Any) -> None:
+    lineage.nearest(shelf, ladder, lineage.Choice.of(ladder, {"noise": 3}), show)
     text, picture = show[-1]
     assert "1,797 images of digits" in text
     source = ladder.images()
     assert source is not None
-    image = ladder.samples["distilled", 1][2].float()
+    image = ladder.samples["distilled", 1, 0.0][2].float()
     index = int((source.images.float() - image).flatten(1).norm(dim=1).argmin())
     assert f"training image {index}" in picture
     Reader(picture)

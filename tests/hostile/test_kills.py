@@ -19,7 +19,7 @@ from pdlab.data import folder as image_folder
 from pdlab.training.checkpoint import load
 from tests.hostile.harness import attempt, examples, first_seed
 from tests.hostile.test_mutations import OPTIONS
-from tests.zoo.conftest import build_digits
+from tests.zoo.conftest import SMALL, build_digits
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod", "os.link", "os.symlink"}
 
@@ -154,7 +154,7 @@ def test_building_a_ladder(tmp_path: Path) -> None:
     def result(place: Path) -> object:
         return [load(place / "ladder" / name).sha256 for name in ("teacher", "student-0004", "student-0001")]
 
-    survives(lambda place: lambda: build_digits(place, small=True), result, tmp_path, 6)
+    survives(lambda place: lambda: build_digits(place, settings=SMALL), result, tmp_path, 6)
 
 
 def test_caching_a_folder(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pdlab.training.teacher import train
 from tests.hostile import mutations
 from tests.hostile.harness import attempt, examples, first_seed
 from tests.hostile.mutations import Mutation, Sandbox
-from tests.zoo.conftest import build_digits
+from tests.zoo.conftest import SMALL, build_digits
 
 TINY = {"network.width": "8", "network.blocks": "1", "network.embedding_channels": "8", "teacher.batch": "4"}
 CPU = ["--device", "cpu"]
@@ -46,7 +46,7 @@ def many(usual: int):  # type: ignore[no-untyped-def]
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small ladder and of the run that made it."""
-    return build_digits(tmp_path_factory.mktemp("hostile"), small=True).path.parent
+    return build_digits(tmp_path_factory.mktemp("hostile"), settings=SMALL).path.parent
 
 
 @pytest.fixture(scope="module")

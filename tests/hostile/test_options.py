@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pdlab import cli, files
 from tests.hostile.harness import attempt
 from tests.hostile.test_mutations import OPTIONS, many
-from tests.zoo.conftest import build_digits
+from tests.zoo.conftest import SMALL, build_digits
 
 NUMBERS = [
     "",
@@ -75,7 +75,7 @@ COMMANDS = {
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a checkpoint and whatever a path may lead to."""
     home = tmp_path_factory.mktemp("options") / "in" / "side" / "home"  # a value may lead upwards
-    build_digits(home, small=True)
+    build_digits(home, settings=SMALL)
     (home / "run").rename(home / "ladder-run")
     (home / "folder").mkdir()
     (home / "file").write_text("x")

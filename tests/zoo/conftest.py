@@ -10,7 +10,7 @@ from pdlab import data
 from pdlab.data import ImageSource
 from pdlab.training.log import Log
 from pdlab.training.machine import Machine
-from pdlab.training.presets import override, preset
+from pdlab.training.presets import Preset, override, preset
 from pdlab.zoo.build import build
 from pdlab.zoo.recipe import Recipe
 
@@ -45,7 +45,13 @@ class Ladder:
 
 
 def build_digits(
-    place: Path, log: Log | None = None, seed: int = 0, run: str = "run", out: str = "ladder", small: bool = False
+    place: Path,
+    log: Log | None = None,
+    seed: int = 0,
+    run: str = "run",
+    out: str = "ladder",
+    settings: Preset = SETTINGS,
+    recipe: Recipe = RECIPE,
 ) -> Ladder:
     """Build (or go on building) the ladder of digits below `place`."""
     source = data.load("digits")
@@ -53,8 +59,8 @@ def build_digits(
     machine = Machine("cpu", "fp32")
     made = build(
         "tiny",
-        SMALL if small else SETTINGS,
-        RECIPE,
+        settings,
+        recipe,
         source,
         None,
         place / run,

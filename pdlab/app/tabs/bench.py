@@ -10,15 +10,18 @@ from pdlab.app.ladders import Ladder
 from pdlab.app.tabs.binding import (
     QUICK,
     Context,
+    Number,
+    Slider,
     Tab,
     bind,
     code_box,
+    condition_controls,
+    condition_values,
     named,
     owner,
     status,
     stop_button,
     stream,
-    within,
 )
 from pdlab.app.views import bench
 from pdlab.app.views.bench import IMAGES, MOST_SEED, MOST_STEPS, Run
@@ -33,12 +36,13 @@ def build(context: Context) -> Tab:
     model = gr.Radio(label="Model: the teacher, or the student of so many steps", elem_id="bench-model")
     with gr.Row():
         sampler = gr.Radio(list(SAMPLERS), label="Sampler")
-        steps = within(gr.Slider(1, MOST_STEPS, step=1, label="Steps", elem_id="bench-steps"))
-        nu = within(gr.Slider(0, 1, step=0.1, label="ν of the ancestral sampler"))
+        steps = Slider(1, MOST_STEPS, step=1, label="Steps", elem_id="bench-steps")
+        nu = Slider(0, 1, step=0.1, label="ν of the ancestral sampler")
     with gr.Row():
         page = gr.Radio([("of the seed", 0), *((f"page {k}", k) for k in range(1, PAGES + 1))], label="Noises")
-        seed = within(gr.Number(label="Seed", precision=0, minimum=0, maximum=MOST_SEED, min_width=120))
+        seed = Number(label="Seed", precision=0, minimum=0, maximum=MOST_SEED, min_width=120)
         images = gr.Radio(list(IMAGES), label="Images")
+    conditions = condition_controls(NAME)
     warning = gr.HTML()
     with gr.Row():
         run = gr.Button("Sample", variant="primary", elem_id="bench-run", min_width=120, scale=0)
@@ -56,6 +60,7 @@ def build(context: Context) -> Tab:
         "page": page,
         "seed": seed,
         "images": images,
+        **conditions,
     }
 
     def view(ladder: Ladder, given: Mapping[str, Any]) -> list[str]:
@@ -66,16 +71,20 @@ def build(context: Context) -> Tab:
         what = Run.of(ladder, given)
         set_model = gr.update(choices=list(bench.models(ladder)), value=what.model)
         values = [what.sampler, what.steps, what.nu, what.page, what.seed, what.images]
-        return [set_model, *values, *view(ladder, given)]
+        most = ladder.takes(what.which)
+        return [set_model, *values, *condition_values(ladder, what.condition, most), *view(ladder, given)]
 
     tab = Tab(NAME, controls, [warning, code], restore)
     bind(context, tab, view)
 
-    def own_steps(chosen: str, now: float) -> float:
-        # Not gr.skip(): it would make the slider anew, without its bounds.
-        return int(chosen) if chosen.isdecimal() else now
+    def own_steps(ladder_name: str, *values: Any) -> list[Any]:
+        ladder = context.shelf.ladder(ladder_name)
+        what = Run.of(ladder, named(tab, values))
+        set_steps = what.which if isinstance(what.which, int) else what.steps
+        return [set_steps, condition_values(ladder, what.condition, ladder.takes(what.which))[1]]
 
-    model.input(own_steps, [model, steps], steps, api_visibility="private", **QUICK)
+    inputs = [context.model, *controls.values()]
+    model.input(own_steps, inputs, [steps, conditions["guidance"]], api_visibility="private", **QUICK)
 
     async def live(request: gr.Request, model: str, *values: Any) -> AsyncIterator[list[Any]]:
         ladder = context.shelf.ladder(model)
@@ -84,7 +93,6 @@ def build(context: Context) -> Tab:
         async for frame in work:
             yield frame
 
-    inputs = [context.model, *controls.values()]
     run.click(
         live, inputs, [said, pictures, table], api_name="bench_live", concurrency_limit=None, show_progress="hidden"
     )

@@ -9,7 +9,8 @@ import gradio as gr
 
 from pdlab.app import html, state
 from pdlab.app.compute import Compute, Stopped, Waiting, Work
-from pdlab.app.ladders import Shelf
+from pdlab.app.condition import ALL, Condition
+from pdlab.app.ladders import MOST_GUIDANCE, Ladder, Shelf
 from pdlab.errors import PdlabError
 
 #: Sends {"key": …} of whatever was pressed that has one.
@@ -109,11 +110,39 @@ def owner(request: gr.Request | None, tab: str) -> str:
     return f"{request.session_hash if request else 'nobody'}/{tab}"
 
 
-def within(control: Any) -> Any:
-    """A slider or number whose value is brought into its bounds; Gradio refuses one that was typed beyond them."""
-    low, high = control.minimum, control.maximum
-    control.preprocess = lambda value: state.number(value, low, high, low)
-    return control
+def _bounded(kind: type) -> Any:
+    """Sliders or numbers that bring a value into their bounds; Gradio's own refuse one that was typed beyond them.
+
+    A class and not a changed instance: whenever a control is updated, Gradio makes it anew.
+    """
+
+    def preprocess(self: Any, payload: object) -> float:
+        return state.number(payload, self.minimum, self.maximum, self.minimum)
+
+    # Past Gradio's metaclass, which would write a file beside this one.
+    return type.__new__(type(kind), kind.__name__, (kind,), {"is_template": True, "preprocess": preprocess})
+
+
+Slider, Number = _bounded(gr.Slider), _bounded(gr.Number)
+
+
+def condition_controls(tab: str) -> dict[str, Any]:
+    """What a class and a guidance are chosen with; hidden until a ladder has them."""
+    with gr.Row():
+        classes = gr.Radio(label="Class", elem_id=f"{tab}-class", visible=False, scale=2, min_width=320)
+        guidance = Slider(0, MOST_GUIDANCE, step=0.5, label="Guidance", elem_id=f"{tab}-guidance", visible=False)
+    return {"class": classes, "guidance": guidance}
+
+
+def condition_values(ladder: Ladder, condition: Condition, most: float | None = None) -> list[Any]:
+    """Their values; `most` is the largest guidance, by default the ladder's."""
+    names = ladder.classes
+    most = ladder.most if most is None else most
+    value = ALL if condition.label is None else names[condition.label]
+    return [
+        gr.update(choices=[ALL, *names], value=value, visible=bool(names)),
+        gr.update(maximum=most or MOST_GUIDANCE, value=condition.guidance, visible=most > 0),
+    ]
 
 
 def stop_button(context: Context, tab: str) -> gr.Button:

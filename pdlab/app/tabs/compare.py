@@ -6,24 +6,36 @@ from typing import Any
 import gradio as gr
 
 from pdlab.app.ladders import Ladder
-from pdlab.app.tabs.binding import Context, Tab, bind, code_box, named, owner, status, stop_button, stream, within
-from pdlab.app.views import compare
-from pdlab.app.views.cells import KINDS
+from pdlab.app.tabs.binding import (
+    Context,
+    Slider,
+    Tab,
+    bind,
+    code_box,
+    condition_controls,
+    condition_values,
+    named,
+    owner,
+    status,
+    stop_button,
+    stream,
+)
+from pdlab.app.views import cells, compare
 from pdlab.app.views.compare import PAGES, ZOOMS, Comparison
 
 NAME = "compare"
-_KINDS = [(label, kind) for kind, label in KINDS.items()]
 
 
 def build(context: Context) -> Tab:
     """Builds the tab."""
     steps = gr.CheckboxGroup(label="Network calls", elem_id="compare-steps")
-    rows = gr.CheckboxGroup(_KINDS, label="Samplers", elem_id="compare-rows")
+    rows = gr.CheckboxGroup(label="Samplers", elem_id="compare-rows")
     with gr.Row():
         page = gr.Radio(list(range(1, PAGES + 1)), label="Page of noises")
         zoom = gr.Radio([(f"{n}", n) for n in ZOOMS], label="Images in a cell")
         clip = gr.Checkbox(label="Clip x̂ to [−1, 1] in every step")
-        nu = within(gr.Slider(0, 1, step=0.1, label="ν of the ancestral sampler"))
+        nu = Slider(0, 1, step=0.1, label="ν of the ancestral sampler")
+    conditions = condition_controls(NAME)
     with gr.Row():
         run = gr.Button("Draw live", variant="primary", elem_id="compare-run", min_width=120, scale=0)
         stop_button(context, NAME)
@@ -32,8 +44,8 @@ def build(context: Context) -> Tab:
     table = gr.HTML()
     with gr.Accordion("Two samplers under a slider", open=False):
         with gr.Row():
-            left = gr.Radio(_KINDS, label="Left of the border")
-            right = gr.Radio(_KINDS, label="Right of the border")
+            left = gr.Radio(label="Left of the border")
+            right = gr.Radio(label="Right of the border")
         pair = gr.HTML()
     code = code_box(NAME)
 
@@ -46,6 +58,7 @@ def build(context: Context) -> Tab:
         "nu": nu,
         "left": left,
         "right": right,
+        **conditions,
     }
     views = [grid, table, pair, code]
 
@@ -55,7 +68,14 @@ def build(context: Context) -> Tab:
     def restore(ladder: Ladder, given: Mapping[str, Any]) -> list[Any]:
         what = Comparison.of(ladder, given)
         set_steps = gr.update(choices=[(str(n), n) for n in ladder.counts], value=list(what.steps))
-        values = [list(what.rows), what.page, what.zoom, what.clip, what.nu, what.left, what.right]
+        kinds = [(label, kind) for kind, label in cells.kinds(ladder).items()]
+        values = [
+            gr.update(choices=kinds, value=list(what.rows)),
+            *(what.page, what.zoom, what.clip, what.nu),
+            gr.update(choices=kinds, value=what.left),
+            gr.update(choices=kinds, value=what.right),
+            *condition_values(ladder, what.condition),
+        ]
         return [set_steps, *values, *compare.view(context.shelf, ladder, what)]
 
     tab = Tab(NAME, controls, views, restore)

@@ -1,4 +1,4 @@
-"""FID curve: a distance against network calls, and every figure's card."""
+"""FID curve: a figure against network calls, and every figure's card."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,8 +7,7 @@ import gradio as gr
 
 from pdlab.app.ladders import Ladder
 from pdlab.app.tabs.binding import PRESSED, QUICK, Context, Tab, bind, code_box, guarded, named
-from pdlab.app.views import curve
-from pdlab.app.views.cells import KINDS
+from pdlab.app.views import cells, curve
 from pdlab.app.views.curve import Choice
 
 NAME = "curve"
@@ -19,8 +18,9 @@ def build(context: Context) -> Tab:
     with gr.Row():
         metric = gr.Radio(label="Metric", elem_id="curve-metric")
         n = gr.Radio(label="Samples, n")
+        guidance = gr.Radio(label="Guidance", elem_id="curve-guidance", visible=False)
         paper = gr.Checkbox(label="Show the paper's curve")
-    kinds = gr.CheckboxGroup([(label, kind) for kind, label in KINDS.items()], label="Samplers")
+    kinds = gr.CheckboxGroup(label="Samplers")
     with gr.Row():
         with gr.Column(min_width=320):  # HTML's own min_width does not make a row wrap
             plot = gr.HTML(js_on_load=PRESSED, elem_id="curve-plot")
@@ -29,21 +29,37 @@ def build(context: Context) -> Tab:
             card = gr.HTML(elem_id="curve-card")
     code = code_box(NAME)
 
-    controls = {"metric": metric, "n": n, "kinds": kinds, "paper": paper}
+    controls = {"metric": metric, "n": n, "guidance": guidance, "kinds": kinds, "paper": paper}
     views = [plot, table, card, code]
 
+    def measured(ladder: Ladder, choice: Choice) -> list[Any]:
+        """The numbers of samples, and the guidances, that the metric was measured at."""
+        weights = curve.weights(ladder, choice.metric, choice.n)
+        return [
+            gr.update(choices=curve.options(ladder).get(choice.metric, []), value=choice.n),
+            gr.update(choices=[(f"{w:g}", w) for w in weights], value=choice.guidance, visible=len(weights) > 1),
+        ]
+
     def view(ladder: Ladder, given: Mapping[str, Any]) -> list[Any]:
-        found, choice = curve.options(ladder), Choice.of(ladder, given)
-        return [*curve.view(ladder, choice), gr.update(choices=found.get(choice.metric, []), value=choice.n)]
+        choice = Choice.of(ladder, given)
+        return [*curve.view(ladder, choice), *measured(ladder, choice)]
 
     def restore(ladder: Ladder, given: Mapping[str, Any]) -> list[Any]:
-        found, choice = curve.options(ladder), Choice.of(ladder, given)
-        set_metric = gr.update(choices=list(found), value=choice.metric)
-        set_n = gr.update(choices=found.get(choice.metric, []), value=choice.n)
-        return [set_metric, set_n, list(choice.kinds), choice.paper, *curve.view(ladder, choice)]
+        choice = Choice.of(ladder, given)
+        set_metric = gr.update(choices=list(curve.options(ladder)), value=choice.metric)
+        set_kinds = gr.update(
+            choices=[(label, kind) for kind, label in cells.kinds(ladder).items()], value=list(choice.kinds)
+        )
+        return [
+            set_metric,
+            *measured(ladder, choice),
+            set_kinds,
+            choice.paper,
+            *curve.view(ladder, choice),
+        ]
 
     tab = Tab(NAME, controls, views, restore)
-    bind(context, Tab(NAME, controls, [*views, n], restore), view)
+    bind(context, Tab(NAME, controls, [*views, n, guidance], restore), view)
 
     def pressed(event: gr.EventData, model: str, *values: Any) -> list[Any]:
         def make() -> list[Any]:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import torch
@@ -10,11 +11,13 @@ from torch import Tensor
 
 from pdlab.app import html, state
 from pdlab.app.compute import Show
-from pdlab.app.ladders import NOISES, PAGE, Ladder, Shelf, synchronized
+from pdlab.app.condition import TWICE, Condition
+from pdlab.app.ladders import NOISES, PAGE, Ladder, Shelf, Which, synchronized
 from pdlab.app.views.cells import noise_code
 from pdlab.app.views.compare import PAGES
 from pdlab.data import to_uint8
 from pdlab.diffusion.samplers import SAMPLERS, nfe
+from pdlab.distillation.guided import GUIDED
 from pdlab.metrics.evaluate import noise
 
 IMAGES = (1, 4, 16, 64)
@@ -34,13 +37,14 @@ class Run:
     page: int
     seed: int
     images: int
+    condition: Condition
 
     @classmethod
     def of(cls, ladder: Ladder, given: Mapping[str, Any]) -> "Run":
         """From a link's or the controls' values, whatever they are."""
         default = str(4 if 4 in ladder.steps else ladder.steps[-1] if ladder.steps else TEACHER)
         model = state.one(given.get("model"), models(ladder), default)
-        own = int(model) if model != TEACHER else 8
+        own = int(model) if model.isdecimal() else 8
         return cls(
             model=model,
             sampler=state.one(given.get("sampler"), tuple(SAMPLERS), "ddim"),
@@ -49,35 +53,51 @@ class Run:
             page=state.whole(given.get("page"), 0, PAGES, 1),
             seed=state.whole(given.get("seed"), 0, MOST_SEED, 0),
             images=state.one(given.get("images"), IMAGES, 16),
+            condition=Condition.of(ladder, given, ladder.takes(which(model))),
         )
 
     @property
-    def student(self) -> int | None:
-        """The student's steps; None is the teacher."""
-        return None if self.model == TEACHER else int(self.model)
+    def which(self) -> Which:
+        """The model that is sampled."""
+        return which(self.model)
+
+    @property
+    def first(self) -> int:
+        """The number of the first noise."""
+        return max(self.page - 1, 0) * PAGE
+
+    @property
+    def each(self) -> int:
+        """Network calls of a prediction: two of a guided model, unless its guidance was distilled."""
+        return 2 if self.condition.guidance and self.which is None else 1
+
+
+def which(model: str) -> Which:
+    """The model that a choice of `models` names."""
+    return int(model) if model.isdecimal() else None if model == TEACHER else model
 
 
 def models(ladder: Ladder) -> tuple[str, ...]:
-    """The models to choose from: the teacher and every student."""
-    return (TEACHER, *(str(steps) for steps in ladder.steps))
+    """The models to choose from: the teacher, stage one where it is there, and every student."""
+    return (TEACHER, *([GUIDED] if ladder.guided else []), *(str(steps) for steps in ladder.steps))
 
 
 def start(ladder: Ladder, run: Run) -> Tensor:
     """The noise `[n, C, H, W]`: that of the seed, or fixed ones from the page on."""
     if run.page == 0:
         return noise(ladder.shape, run.images, run.seed)
-    rolled = torch.cat([ladder.noise, ladder.noise])[(run.page - 1) * PAGE :]
+    rolled = torch.cat([ladder.noise, ladder.noise])[run.first :]
     return rolled[: min(run.images, NOISES)]
 
 
 def work(shelf: Shelf, ladder: Ladder, run: Run, show: Show) -> None:
     """Samples; shows (text, pictures, table) after every step."""
     show(("Loading the model …", "", ""))
-    model = shelf.model(ladder, run.student)
+    model = shelf.model(ladder, run.which)
     z = start(ladder, run).to(model.device)
-    options: dict[str, Any] = {}
+    options = run.condition.arguments(ladder, run.first, run.images, model.device)
     if run.sampler == "ancestral":
-        options = {"nu": run.nu, "generator": torch.Generator(model.device).manual_seed(run.seed)}
+        options |= {"nu": run.nu, "generator": torch.Generator(model.device).manual_seed(run.seed)}
     film: list[tuple[float, Tensor]] = []
     started = time.perf_counter()
     drawing = 0.0  # time spent on showing, which is not sampling's
@@ -92,7 +112,7 @@ def work(shelf: Shelf, ladder: Ladder, run: Run, show: Show) -> None:
             show(
                 (
                     progress(run, k + 1, seconds),
-                    pictures(run, step.t, state_now, film, last),
+                    pictures(ladder, run, step.t, state_now, film, last),
                     latency(run, k + 1, seconds),
                 )
             )
@@ -105,10 +125,12 @@ def progress(run: Run, done: int, seconds: float) -> str:
     return f"{verb}: {done} of {run.steps}, {seconds:.2f} s"
 
 
-def pictures(run: Run, t: float, now: Tensor, film: list[tuple[float, Tensor]], last: bool) -> str:
+def pictures(ladder: Ladder, run: Run, t: float, now: Tensor, film: list[tuple[float, Tensor]], last: bool) -> str:
     """The state after this step, and every step's x̂ so far (of the first images; 12 steps at most)."""
     what = "The samples" if last else f"z at t = {t:.3f}"
-    side = html.picture(now, f"{what}: {len(now)} images after {len(film)} of {run.steps} steps")
+    asked = run.condition.text(ladder)
+    among = run.condition.among(ladder, run.first, run.images)
+    side = html.picture(now, f"{what}: {len(now)} images{among} after {len(film)} of {run.steps} steps")
     every = range(len(film))
     if len(film) > _STRIP:
         every = [round(k * (len(film) - 1) / (_STRIP - 1)) for k in range(_STRIP)]  # type: ignore[assignment]
@@ -116,16 +138,27 @@ def pictures(run: Run, t: float, now: Tensor, film: list[tuple[float, Tensor]], 
         f"<figure>{html.picture(film[k][1], f'x̂ of step {k + 1}', 1)}<figcaption>{k + 1}</figcaption></figure>"
         for k in every
     )
+    told = escape(", ".join(filter(None, (f"{what} of {made_by(run)}", asked))))
     return (
-        f'<div class="bench"><figure class="now">{side}<figcaption>{what} {html.source(True)}</figcaption></figure>'
+        f'<div class="bench"><figure class="now">{side}<figcaption>{told} {html.source(True)}</figcaption></figure>'
         f'<div><p class="how">x̂, what the model expects, step by step (first {len(film[0][1])} images):</p>'
         f'<div class="film">{frames}</div></div></div>'
     )
 
 
+def made_by(run: Run) -> str:
+    """The model, the sampler and its steps, in words."""
+    model = f"the student of {html.steps_text(run.which)}" if isinstance(run.which, int) else f"the {run.model}"
+    if run.which == GUIDED:
+        model = "the teacher, its guidance distilled"
+    return f"{model}, {run.sampler} in {html.steps_text(run.steps)}"
+
+
 def latency(run: Run, done: int, seconds: float) -> str:
     """What it took so far, as a table."""
-    calls = nfe(run.sampler, done) if done < run.steps or run.sampler != "heun" else nfe(run.sampler, run.steps)
+    calls = nfe(run.sampler, done, run.each)
+    if run.sampler == "heun" and done < run.steps:  # only the last step does without its second prediction
+        calls += run.each
     lines = [
         ("network calls", calls),
         ("seconds", f"{seconds:.3f}"),
@@ -138,18 +171,23 @@ def latency(run: Run, done: int, seconds: float) -> str:
 
 
 def warning(run: Run) -> str:
-    """What to know of a choice that a student was not made for."""
-    if run.student is None or (run.student == run.steps and run.sampler == "ddim"):
+    """What to know of a choice: what it costs, and whether the student was made for it."""
+    if run.which == GUIDED:
+        return "Undistilled but for its guidance: any sampler and number of steps, one network call a prediction."
+    if not isinstance(run.which, int):
+        return TWICE if run.condition.guidance else ""
+    if run.which == run.steps and run.sampler == "ddim":
         return ""
-    own = html.steps_text(run.student)
+    own = html.steps_text(run.which)
     return f"This student was distilled for {own} of DDIM; anything else asks it for what it has not learned."
 
 
 def code(ladder: Ladder, run: Run) -> str:
     """Python that draws the same images."""
-    line, model = ladder.code(run.student)
+    line, model = ladder.code(run.which)
+    labels, condition = run.condition.code(ladder, run.first, run.images)
     options = "" if run.sampler == "ddim" else f", {run.sampler!r}"
-    torch_line = ""
+    torch_line = "import torch\n\n" if labels else ""
     if run.sampler == "ancestral":
         options += f", nu={run.nu:g}, generator=torch.Generator().manual_seed({run.seed})"
         torch_line = "import torch\n\n"
@@ -159,7 +197,7 @@ def code(ladder: Ladder, run: Run) -> str:
             f"noise({ladder.shape}, {run.images}, {run.seed})",
         )
     else:
-        first = (run.page - 1) * PAGE
+        first = run.first
         expression, imported = noise_code(ladder)
         noises = f"{expression}[{first}:{first + run.images}]"
         if first + run.images > NOISES:
@@ -169,6 +207,6 @@ def code(ladder: Ladder, run: Run) -> str:
         {line, imported, "from pdlab.data import to_uint8", "from pdlab.diffusion.samplers import sample"}
     )
     return (
-        torch_line + "\n".join(imports) + f"\n\nz = {noises}\n"
-        f"images = to_uint8(sample({model}, z, {run.steps}{options}))\n"
+        torch_line + "\n".join(imports) + f"\n\nz = {noises}\n{labels}"
+        f"images = to_uint8(sample({model}, z, {run.steps}{options}{condition}))\n"
     )

@@ -1,4 +1,4 @@
-"""FID curve: a distance against network calls, with what real images reach, and every figure's card."""
+"""FID curve: a figure against network calls, with what real images reach, and every figure's card."""
 
 import base64
 import csv
@@ -10,18 +10,29 @@ from typing import Any
 
 from pdlab.app import chart, html, state
 from pdlab.app.chart import Curve
+from pdlab.app.condition import TWICE
 from pdlab.app.ladders import Ladder
-from pdlab.app.views.cells import KINDS, STYLES
-from pdlab.metrics.card import Row
+from pdlab.app.views.cells import KINDS, STYLES, kind_of, kinds
+from pdlab.metrics.card import Kind, Row, comparable
 from pdlab.teaching.paper import FID
+
+#: What a figure of each kind says.
+MEANS: dict[Kind, str] = {
+    "frechet": "How far the distribution of samples is from that of the training images, as two Gaussians.",
+    "kernel": "How far the distribution of samples is from that of the training images, by a kernel.",
+    "agreement": "The share of samples in which a classifier sees the class that was asked for.",
+    "precision": "The share of samples that lie where training images lie: fidelity.",
+    "recall": "The share of training images that lie where samples lie: variety.",
+}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What is drawn: a metric at a number of samples, for some kinds; the paper's curve beside it or not."""
+    """What is drawn: a metric at a number of samples and a guidance, for some kinds; the paper's curve or not."""
 
     metric: str
     n: int
+    guidance: float
     kinds: tuple[str, ...]
     paper: bool
     card: str
@@ -32,10 +43,14 @@ class Choice:
         found = options(ladder)
         metric = state.one(given.get("metric"), list(found), next(iter(found), ""))
         sizes = found.get(metric, [0])
-        every = tuple(kind for kind in KINDS)
+        n = state.one(given.get("n"), sizes, sizes[-1])
+        measured = weights(ladder, metric, n) or [0.0]
+        shown = ladder.shown if ladder.shown in measured else measured[0]
+        every = tuple(kinds(ladder))
         return cls(
             metric=metric,
-            n=state.one(given.get("n"), sizes, sizes[-1]),
+            n=n,
+            guidance=state.one(state.number(given.get("guidance"), 0.0, measured[-1], shown), measured, shown),
             kinds=state.some(given.get("kinds"), every, every),
             paper=state.flag(given.get("paper"), True),
             card=given["card"] if isinstance(given.get("card"), str) else "",
@@ -56,16 +71,29 @@ def options(ladder: Ladder) -> dict[str, list[int]]:
     return {metric: sorted(sizes) for metric, sizes in found.items()}
 
 
+def weights(ladder: Ladder, metric: str, n: int) -> list[float]:
+    """The guidances at which a metric was measured on `n` samples, ascending."""
+    return sorted({row.card.guidance for row in every_row(ladder) if row.metric == metric and row.card.n == n})
+
+
 def chosen(ladder: Ladder, choice: Choice) -> dict[str, Row]:
-    """The figures to draw by their key "kind-calls"; of the ancestral sampler the best ν at each step count."""
+    """The figures to draw by their key "kind-calls"; of the ancestral sampler the best ν at each step count.
+
+    All are of cards that may share an axis with the first, and of samples of the same classes.
+    """
     found: dict[str, Row] = {}
+    one: Row | None = None
     for row in every_row(ladder):
-        kind = "distilled" if row.model == "distilled" else str(row.card.sampler["name"])
-        if row.metric == choice.metric and row.card.n == choice.n and kind in choice.kinds:
-            key = f"{kind}-{row.card.nfe}"
-            before = found.get(key)
-            if before is None or (row.value < before.value) == (row.better == "lower"):
-                found[key] = row
+        card, kind = row.card, kind_of(row)
+        if (row.metric, card.n, card.guidance) != (choice.metric, choice.n, choice.guidance):
+            continue
+        one = one or row
+        if comparable(card, one.card) or card.classes != one.card.classes or kind not in choice.kinds:
+            continue
+        key = f"{kind}-{card.nfe}"
+        before = found.get(key)
+        if before is None or (row.value < before.value) == (row.better == "lower"):
+            found[key] = row
     return found
 
 
@@ -79,15 +107,15 @@ def view(ladder: Ladder, choice: Choice) -> tuple[str, str, str, str]:
         )
         return text + (paper() if choice.paper else ""), "", "", code(ladder, choice)
     return (
-        curves(rows, choice) + (paper() if choice.paper else ""),
+        curves(rows, choice, bool(ladder.most)) + (paper() if choice.paper else ""),
         table(rows),
         card(rows, choice.card),
         code(ladder, choice),
     )
 
 
-def curves(rows: Mapping[str, Row], choice: Choice) -> str:
-    """The figures as curves, one for each sampler, and what real images reach."""
+def curves(rows: Mapping[str, Row], choice: Choice, guided: bool) -> str:
+    """The figures as curves, one for each sampler, and what real images reach; distances on a logarithmic axis."""
     series = []
     for kind, label in KINDS.items():
         mine = {row.card.nfe: (key, row) for key, row in rows.items() if key.rpartition("-")[0] == kind}
@@ -98,8 +126,12 @@ def curves(rows: Mapping[str, Row], choice: Choice) -> str:
     one = next(iter(rows.values()))
     real = float(one.card.real["value"]) if one.card.real else None
     title = f"{choice.metric} of {choice.n:,} samples against network calls"
-    return f"<h3>{escape(title)} {html.source(False)}</h3>" + chart.curves(
-        series, title, "network calls an image", f"{choice.metric} ({one.better} is better)", real
+    title += f", guidance {choice.guidance:g}" if guided else ""
+    label = f"{choice.metric} ({one.better} is better)"
+    return (
+        f"<h3>{escape(title)} {html.source(False)}</h3>"
+        f'<p class="how">{escape(MEANS[one.kind])}{f" {TWICE}" if choice.guidance else ""}</p>'
+        + chart.curves(series, title, "network calls an image", label, real, one.better == "lower")
     )
 
 
@@ -131,7 +163,8 @@ def table(rows: Mapping[str, Row]) -> str:
         lines.append((nfe, *(_button(f"{kind}-{nfe}", row) for kind, row in zip(kinds, cells, strict=True))))
     one = next(iter(rows.values()))
     real = f"; real images score {one.card.real['value']:.3g}" if one.card.real else ""
-    caption = f"{one.metric}, n = {one.card.n:,}{real}. Press a figure for its card."
+    weight = f", guidance {one.card.guidance:g}" if one.card.guidance else ""
+    caption = f"{one.metric}, n = {one.card.n:,}{weight}{real}. Press a figure for its card."
     data = base64.b64encode(as_csv(rows).encode()).decode()
     link = f'<p><a class="download" download="curve.csv" href="data:text/csv;base64,{data}">Download as CSV</a></p>'
     return html.table(("network calls", *(KINDS[kind] for kind in kinds)), lines, caption) + link
@@ -141,13 +174,14 @@ def as_csv(rows: Mapping[str, Row]) -> str:
     """The figures as CSV, one a line."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("sampler", "nu", "steps", "network_calls", "metric", "value", "spread", "n", "checkpoint"))
+    writer.writerow(
+        ("sampler", "nu", "guidance", "steps", "network_calls", "metric", "value", "spread", "n", "checkpoint")
+    )
     for key, row in sorted(rows.items(), key=lambda item: (item[0].rpartition("-")[0], item[1].card.nfe)):
         c = row.card
         kind = key.rpartition("-")[0]
-        writer.writerow(
-            (kind, c.sampler.get("nu", ""), c.steps, c.nfe, row.metric, row.value, row.spread, c.n, c.checkpoint)
-        )
+        how = (kind, c.sampler.get("nu", ""), f"{c.guidance:g}", c.steps, c.nfe)
+        writer.writerow((*how, row.metric, row.value, row.spread, c.n, c.checkpoint))
     return out.getvalue()
 
 
@@ -171,9 +205,10 @@ def code(ladder: Ladder, choice: Choice) -> str:
             "import json\nfrom pathlib import Path\n\nfrom pdlab.metrics.card import Row\n\n"
             f"report = json.loads((Path({path}).parent / 'report.json').read_text())"
         )
+    weight = f" and row.card.guidance == {choice.guidance:g}" if ladder.most else ""
     return (
         f"{read}\nfor row in map(Row.from_dict, report['rows']):\n"
-        f"    if row.metric == {choice.metric!r} and row.card.n == {choice.n}:\n"
+        f"    if row.metric == {choice.metric!r} and row.card.n == {choice.n}{weight}:\n"
         "        print(row.model, row.card.sampler['name'], row.card.nfe, row.value)\n"
     )
 

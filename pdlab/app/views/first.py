@@ -1,19 +1,25 @@
-"""The first ten seconds: the same noises through an ordinary and a distilled sampler, at 8, 4, 2 and 1 steps."""
+"""The first ten seconds: the same noises through an ordinary and a distilled sampler, in 8 to 1 network calls."""
 
 import random
 from dataclasses import dataclass, replace
 from html import escape
 
 from pdlab.app import html
-from pdlab.app.ladders import Ladder, Shelf
+from pdlab.app.condition import TWICE, Condition
+from pdlab.app.ladders import PAGE, Ladder, Shelf
 from pdlab.app.views import cells
-from pdlab.app.views.cells import KINDS, Cell, drawn, figure
+from pdlab.app.views.cells import KINDS, Cell, drawn
 
 SENTENCE = (
     "Both rows start from the same 16 noises, and both cells of a column call a network equally often: "
     "only the training differs."
 )
+BY_CLASS = (
+    "All rows start from the same noises, one of each class. Two rows of equally many network calls cost the same: "
+    "what differs is the training."
+)
 ROWS = ("ddim", "distilled")
+_MOST_CLASSES = 10  # columns
 
 
 def columns(ladder: Ladder) -> list[int]:
@@ -21,37 +27,86 @@ def columns(ladder: Ladder) -> list[int]:
     return [steps for steps in (8, 4, 2, 1) if steps in ladder.steps]
 
 
+def cell(ladder: Ladder, kind: str, calls: int, page: int = 0) -> Cell:
+    """A cell as the ladder is shown first: of all classes in turn, in its own guidance."""
+    return Cell(kind, calls, page, condition=Condition(guidance=ladder.shown))
+
+
 def view(shelf: Shelf, ladder: Ladder) -> str:
     """The picture with its figures, from what is precomputed; no model is loaded."""
-    counts = columns(ladder)
-    rows, measured = [], None
+    every = [cell(ladder, kind, calls) for kind in ROWS for calls in columns(ladder)]
+    sheet = _by_class(shelf, ladder) if ladder.classes else _by_calls(shelf, ladder)
+    told = [_how(ladder, every), f"Trained on {ladder.described()}."]
+    if ladder.shown:
+        told.insert(0, f"Drawn with guidance {ladder.shown:g} towards the class. {TWICE}")
+    return (
+        f'<div class="opening">{sheet}<div>'
+        + "".join(f'<p class="how">{escape(text)}</p>' for text in told if text)
+        + "</div></div>"
+    )
+
+
+def _by_calls(shelf: Shelf, ladder: Ladder) -> str:
+    """Sixteen samples a cell: samplers in rows, network calls in columns."""
+    rows, live = [], False
     for kind in ROWS:
         line = []
-        for calls in counts:
-            cell = Cell(kind, calls)
-            found, row = drawn(shelf, ladder, cell), figure(ladder, cell)
-            measured = row or measured
-            caption = f"<small>{cells.figure_text(row)}</small>" if row else ""
+        for calls in columns(ladder):
+            one = cell(ladder, kind, calls)
+            found, figures = drawn(shelf, ladder, one), cells.figures_text(ladder, one)
+            live = live or (found is not None and found.seconds is not None)
             alt = f"16 samples, {KINDS[kind]}, {html.steps_text(calls)}"
-            line.append((html.picture(found.images, alt) if found else missing()) + caption)
-        rows.append((f"{escape(KINDS[kind])}", line))
-    how = ""
-    if measured:
-        card = measured.card
+            line.append(
+                (html.picture(found.images, alt) if found else missing())
+                + (f"<small>{figures}</small>" if figures else "")
+            )
+        rows.append((escape(KINDS[kind]), line))
+    heads = [html.steps_text(calls) for calls in columns(ladder)]
+    return html.sheet(heads, rows, f"{escape(SENTENCE)} {html.source(live)}")
+
+
+def _by_class(shelf: Shelf, ladder: Ladder) -> str:
+    """One sample a cell: a class a column, a sampler and its network calls a row."""
+    names, rows, sources = ladder.classes[:_MOST_CLASSES], [], set()
+    for calls in columns(ladder):
+        for kind in ROWS:
+            one = cell(ladder, kind, calls)
+            found, figures = drawn(shelf, ladder, one), cells.figures_text(ladder, one)
+            if found:
+                sources.add(found.seconds is not None)
+            what = f"{html.calls_text(calls)}, {KINDS[kind]}"
+            why = one.missing(ladder) or ("" if found else "not drawn yet")
+            name = escape(f"{what}: {why}" if why else what)
+            line = [
+                html.picture(found.images[k : k + 1], f"{names[k]}, {what}") if found else ""
+                for k in range(len(names))
+            ]
+            rows.append(
+                (name + (f' <span class="figure">{figures}</span>' if figures else ""), [] if why else line)
+            )
+    badge = html.source(any(sources)) if sources else "Draw them in Compare."
+    return html.sheet(names, rows, f"{escape(BY_CLASS)} {badge}", narrow=True)
+
+
+def _how(ladder: Ladder, every: list[Cell]) -> str:
+    """What the figures are, and what real images reach; empty where nothing was measured."""
+    text = ""
+    if row := next(filter(None, (cells.figure(ladder, one) for one in every)), None):
         floor = (
-            f" Real images score {card.real['value']:.3g}: no model can be expected to go lower."
-            if card.real
+            f" Real images score {row.card.real['value']:.3g}: no model can be expected to go lower."
+            if row.card.real
             else ""
         )
-        how = (
-            f'<p class="how">Below each cell: {escape(measured.metric)}, the distance of {card.n:,} samples from '
-            f"{card.reference['size']:,} training images; lower is better.{floor}</p>"
+        text = (
+            f"{row.metric} is the distance of {row.card.n:,} samples from {row.card.reference['size']:,} training "
+            f"images; lower is better.{floor}"
         )
-    live = any((d := drawn(shelf, ladder, Cell(k, n))) and d.seconds is not None for k in ROWS for n in counts)
-    caption = f"{escape(SENTENCE)} {html.source(live)}"
-    heads = [html.steps_text(calls) for calls in counts]
-    trained = f'<p class="how">Trained on {escape(ladder.described())}.</p>'
-    return f'<div class="opening">{html.sheet(heads, rows, caption)}<div>{how}{trained}</div></div>'
+    if row := next(filter(None, (cells.figure(ladder, one, "agreement") for one in every)), None):
+        real = f"; of real images, in {row.card.real['value']:.3g}" if row.card.real else ""
+        text += (
+            f" {row.metric} is the share of samples in which a classifier sees the class that was asked for{real}."
+        )
+    return text.strip()
 
 
 def missing() -> str:
@@ -73,13 +128,12 @@ class Guess:
 def deal(ladder: Ladder, score: Guess | None = None, seed: int | None = None) -> Guess:
     """A new round with the score so far; `seed` makes it repeatable."""
     draw = random.Random(seed)
-    stored = ladder.samples
-    choices = [
-        (calls, page)
+    pairs = [
+        (calls, page, [cell(ladder, kind, calls, page) for kind in ROWS])
         for calls in columns(ladder)
         for page in range(4)
-        if all((kind, calls) in stored and len(stored[kind, calls]) >= 16 * (page + 1) for kind in ROWS)
     ]
+    choices = [(calls, page) for calls, page, both in pairs if all(cells.stored(ladder, one) for one in both)]
     calls, page = draw.choice(choices or [(0, 0)])
     dealt = Guess(calls, page, draw.random() < 0.5)
     return replace(dealt, right=score.right, asked=score.asked) if score else dealt
@@ -87,18 +141,19 @@ def deal(ladder: Ladder, score: Guess | None = None, seed: int | None = None) ->
 
 def question(shelf: Shelf, ladder: Ladder, guess: Guess, answer: str | None = None) -> tuple[str, Guess]:
     """The two pictures, with the truth once `answer` ("left" or "right") is given, and the score then."""
-    cells = {kind: drawn(shelf, ladder, Cell(kind, guess.calls, guess.page)) for kind in ROWS}
+    pair = {kind: cell(ladder, kind, guess.calls, guess.page) for kind in ROWS}
     order = ("distilled", "ddim") if guess.distilled_left else ("ddim", "distilled")
-    pictures = []
+    pictures, among = [], pair["ddim"].condition.among(ladder, pair["ddim"].first, PAGE)
     for kind, side in zip(order, ("Left", "Right"), strict=True):
-        found = cells[kind]
+        found = drawn(shelf, ladder, pair[kind])
         if found is None:
             return html.note("Nothing is precomputed for this ladder: draw it in the tab Compare first."), guess
         name = f"{side}, {KINDS[kind] if answer else 'one of the two'}"
         pictures.append(
-            html.picture(found.images, f"16 samples, {name}") + (f"<small>{KINDS[kind]}</small>" if answer else "")
+            html.picture(found.images, f"16 samples{among}, {name}")
+            + (f"<small>{KINDS[kind]}</small>" if answer else "")
         )
-    verdict = f"Both from the same noises in {html.steps_text(guess.calls)}. Which one is distilled?"
+    verdict = f"Both from the same noises in {html.calls_text(guess.calls)}. Which one is distilled?"
     if answer in ("left", "right"):
         correct = (answer == "left") == guess.distilled_left
         guess = replace(guess, right=guess.right + correct, asked=guess.asked + 1)

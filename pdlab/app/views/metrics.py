@@ -15,7 +15,7 @@ from pdlab.app.ladders import Ladder, Shelf, ZooLadder
 from pdlab.data import to_uint8
 from pdlab.diffusion.samplers import sample
 from pdlab.metrics.bias import SIZES, Bias, sample_size_bias
-from pdlab.metrics.evaluate import noise
+from pdlab.metrics.evaluate import labels_of, noise
 from pdlab.metrics.features import FeatureExtractor, extractor
 
 EXTRACTORS = ("pixels", "effnet-lite0")
@@ -51,8 +51,10 @@ def images(shelf: Shelf, ladder: Ladder, n: int, show: Show) -> Tensor:
     if isinstance(ladder, ZooLadder):
         return ladder.pool()[: 2 * n]
     model, parts = shelf.model(ladder, None), []
-    for z in noise(ladder.shape, 2 * n, 1).split(_BATCH):
-        parts.append(to_uint8(sample(model, z.to(model.device), 8)).cpu())
+    labels = labels_of(model, 2 * n)
+    for k, z in enumerate(noise(ladder.shape, 2 * n, 1).split(_BATCH)):
+        of = None if labels is None else labels[k * _BATCH :][: len(z)].to(model.device)
+        parts.append(to_uint8(sample(model, z.to(model.device), 8, labels=of)).cpu())
         show((f"Drawn {len(parts) * _BATCH} of {2 * n} samples", ""))
     return torch.cat(parts)
 
@@ -133,7 +135,10 @@ def code(ladder: Ladder, choice: Choice) -> str:
             "from pdlab.diffusion.samplers import sample",
             "from pdlab.metrics.evaluate import noise",
         ]
-        make = f"images = to_uint8(sample({expression}, noise({ladder.shape}, {2 * choice.n}, 1), 8))"
+        labels = f", labels=torch.arange({2 * choice.n}) % {len(ladder.classes)}" if ladder.classes else ""
+        make = f"images = to_uint8(sample({expression}, noise({ladder.shape}, {2 * choice.n}, 1), 8{labels}))"
+        if labels:
+            imports.append("import torch")
     imports += [
         "from pdlab.metrics.features import extractor",
         "from pdlab.metrics.frechet import frechet_distance",
