@@ -69,7 +69,7 @@ class Requests:
         return await self._app(scope, replay, translated)
 
     def _wrong(self, content: bytes, name: str | None) -> str | None:
-        """What is wrong with a request to the event `name` (None: to the one whose number it holds)."""
+        """What is wrong with a request to the event whose number it holds, as a page's does, or to `name`."""
         if len(content) > MOST_BYTES:
             return f"a request has at most {MOST_BYTES:,} bytes"
         try:
@@ -80,9 +80,11 @@ class Requests:
         if not isinstance(values, list):
             return 'a request is an object with a list "data"'
         events = self._blocks.fns
-        event = next((e for e in events.values() if e.api_name == name), None) if name else None
-        if name is None and type(body.get("fn_index")) is int:
-            event = events.get(body["fn_index"])
+        number = body.get("fn_index")
+        if number is None:
+            event = next((e for e in events.values() if e.api_name == name), None) if name else None
+        else:
+            event = events.get(number) if type(number) is int else None
         if event is None or event.fn is None:  # such as a script of the page's
             return "there is no such event"
         if len(values) != len(event.inputs):

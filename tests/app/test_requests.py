@@ -72,6 +72,12 @@ def test_values_that_a_control_does_not_take_are_refused(app: gr.Blocks, client:
 def test_what_a_page_sends_is_answered(app: gr.Blocks, client: TestClient, capsys) -> None:
     status, _ = ask(client, "lineage", {"data": LINEAGE}, capsys)
     assert status == 200
+    number = next(number for number, event in app.fns.items() if event.api_name == "lineage")
+    status, _ = ask(client, "predict", {"data": LINEAGE, "fn_index": number}, capsys)
+    assert status == 200
+    for wrong in (10_000, "1", True, [1]):
+        refused = ask(client, "predict", {"data": LINEAGE, "fn_index": wrong}, capsys)
+        assert refused == (400, "there is no such event")
 
 
 @pytest.mark.nightly
