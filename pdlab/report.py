@@ -16,7 +16,7 @@ from torch import Tensor
 from pdlab import console, memory, zoo
 from pdlab.data.source import ImageSource, Source, to_uint8
 from pdlab.errors import PdlabError
-from pdlab.files import atomic_file, check_place, write
+from pdlab.files import alone, atomic_file, check_place, write
 from pdlab.metrics.card import Kind, Row
 from pdlab.metrics.evaluate import Yardstick, evaluate, generate, labels_of
 from pdlab.metrics.features import extractor
@@ -67,7 +67,8 @@ def evaluate_checkpoints(
     by = extractor(features, weights, machine.device, reference.shape)
     memory.check(24 * n * by.dim, f"features of {n:,} samples", "take a smaller --n")
     names = {id(m): m.path.name if m.path else "model" for m in models}
-    with Log() as log:
+    busy = f"another pdlab writes {out}: wait for it, or choose another --out"
+    with alone(out, busy, "choose another --out"), Log() as log:
         yardstick = Yardstick(
             reference,
             by,
@@ -92,15 +93,15 @@ def evaluate_checkpoints(
                     progress=show,
                     options=options,
                 )
-    teachers = [m for m in models if m.denoiser.steps is None]
-    students = [m for m in models if m.denoiser.steps is not None]
-    report = {
-        "teacher_steps": max((m.info["preset"]["first_steps"] for m in models), default=None),
-        "rows": [row.to_dict() for row in rows],
-        "cost": cost_report(teachers, students),
-        "seconds": time.monotonic() - started,
-    }
-    write_report(out, report)
+        teachers = [m for m in models if m.denoiser.steps is None]
+        students = [m for m in models if m.denoiser.steps is not None]
+        report = {
+            "teacher_steps": max((m.info["preset"]["first_steps"] for m in models), default=None),
+            "rows": [row.to_dict() for row in rows],
+            "cost": cost_report(teachers, students),
+            "seconds": time.monotonic() - started,
+        }
+        write_report(out, report)
     return report
 
 

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from pdlab.files import digest_of
+from pdlab.files import alone, digest_of
 from pdlab.training.checkpoint import load
 from pdlab.training.presets import override, preset, presets
 from tests import sealed
@@ -507,3 +507,12 @@ def test_snapshots_on_the_way_are_checkpoints_like_the_last(pdlab, tmp_path: Pat
     assert load(tmp_path / "plain" / "teacher").sha256 == load(tmp_path / "r" / "teacher").sha256
     out = tmp_path / "grid.png"
     assert pdlab("sample", tmp_path / "r" / "teacher@4", "--steps", 2, "--n", 4, "--out", out).code == 0
+
+
+def test_two_evaluations_of_one_report_are_told(pdlab, teacher: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    evaluate = ["evaluate", teacher, "--steps", 1, "--features", "pixels", "--n", 70, "--out", out]
+    with alone(out, "busy"):
+        refused(pdlab(*evaluate), "another pdlab writes", "another --out")
+    assert pdlab(*evaluate).code == 0
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

@@ -69,6 +69,16 @@ def test_values_that_a_control_does_not_take_are_refused(app: gr.Blocks, client:
     assert "a value is none that its control takes" in error
 
 
+def test_a_null_beside_good_values_is_answered_without_a_traceback(
+    app: gr.Blocks, client: TestClient, capsys
+) -> None:
+    inputs = next(event for event in app.fns.values() if event.api_name == "own_steps").inputs
+    for k in range(1, len(inputs)):
+        values = ["shipped", *(control.value for control in inputs[1:])]
+        values[k] = None
+        assert ask(client, "own_steps", {"data": values}, capsys)[0] in (200, 400)
+
+
 def test_what_a_page_sends_is_answered(app: gr.Blocks, client: TestClient, capsys) -> None:
     status, _ = ask(client, "lineage", {"data": LINEAGE}, capsys)
     assert status == 200
