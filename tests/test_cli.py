@@ -431,18 +431,18 @@ def test_help_and_version_from_the_shell() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not SHARED_CIFAR.exists(), reason="needs CIFAR-10 beside the repository, in ../shared")
 def test_cifar10_from_the_command_line(tmp_path: Path) -> None:
-    """20 updates of cifar10-gpu and one round, on real images; the loss falls."""
+    """20 updates of cifar10-gpu, stage one and one round, on real images; the loss falls."""
     subprocess.run([sys.executable, SHARED_CIFAR / "unpack.py", tmp_path, "--bin"], check=True)
     run = tmp_path / "r"
     command = [sys.executable, "-m", "pdlab.cli"]
     common = ["--data", tmp_path, "--run", run, "--batch", "32", "--device", "cpu"]
     train = [*command, "train", "cifar10-gpu", *common, "--updates", "20", "--set", "teacher.warmup=5"]
     subprocess.run(train, check=True)
-    subprocess.run(
-        [*command, "distill", run / "teacher", *common, "--from", "8", "--to", "4", "--updates", "4"], check=True
-    )
-    student = load(run / "student-0004")
-    assert student.info["teacher"] == load(run / "teacher").sha256
+    rounds = ["--from", "8", "--to", "4", "--updates", "4", "--set", "guide.updates=2", "--set", "guide.batch=32"]
+    subprocess.run([*command, "distill", run / "teacher", *common, *rounds], check=True)
+    guided, student = load(run / "guided"), load(run / "student-0004")
+    assert guided.info["teacher"] == load(run / "teacher").sha256
+    assert student.info["teacher"] == guided.sha256
     losses = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     of_teacher = [entry["loss"] for entry in losses if entry["stage"] == "teacher"]
     assert len(of_teacher) >= 2

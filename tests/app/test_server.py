@@ -338,6 +338,7 @@ def test_a_class_is_picked_and_guidance_moved(served_guided: Served, visit: Call
     page = visit(served_guided, "?model=guided&compare.rows=distilled&compare.steps=2")
     expect(page.locator("#first img")).to_have_count(30, timeout=PATIENCE)
     settled(page)
+    expect(page.locator("#compare-rows input:checked")).to_have_count(1, timeout=PATIENCE)  # the address was read
     expect(page.locator("#compare-class input")).to_have_count(11)
     expect(page.locator("#compare-class input:checked")).to_have_value("all in turn")
     guidance = page.locator("#compare-guidance input[type=number]")

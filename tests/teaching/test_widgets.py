@@ -1,6 +1,5 @@
 """Widgets draw what their function returns, again at every move, and hide no error."""
 
-import time
 from collections.abc import Callable, Iterator
 
 import ipywidgets as ipw
@@ -113,13 +112,15 @@ def two_dimensional() -> dict[str, Callable[[], Figure]]:
 
 
 @pytest.mark.parametrize("name", two_dimensional())
-def test_a_redraw_is_quick(name: str) -> None:
-    """A tenth of a second of processor time on an idle machine; twice that is left for a busy one."""
+def test_every_value_is_drawn(name: str) -> None:
+    draws: list[int] = []
     draw = two_dimensional()[name]
-    box = explore(lambda n: draw(), n=slider("n", list(range(7)), 0))
-    seconds = []
-    for n in range(1, 7):
-        started = time.process_time()
+
+    def recorded(n: int) -> object:
+        draws.append(n)
+        return draw()
+
+    box = explore(recorded, n=slider("n", list(range(4)), 0))
+    for n in range(1, 4):
         box.children[0].value = n
-        seconds.append(time.process_time() - started)
-    assert min(seconds) < 0.2
+    assert draws == [0, 1, 2, 3]
