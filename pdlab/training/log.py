@@ -14,6 +14,7 @@ from pdlab.errors import PdlabError, reason
 from pdlab.files import atomic_file, open_regular, set_aside
 
 MOST_LINE = 1 << 16  # bytes
+MOST_FOREIGN = 256  # parts of this length, after which the rest of a log is not read: it may be terabytes of holes
 
 
 class Log:
@@ -112,8 +113,13 @@ def _lines(file: Path) -> Iterator[bytes]:
     """The lines of `file`; where it cannot be read, one that is none."""
     try:
         with open_regular(file) as lines:
+            foreign = 0
             while line := lines.readline(MOST_LINE):
                 yield line
+                foreign += len(line) == MOST_LINE  # a part of no line of ours
+                if foreign > MOST_FOREIGN:
+                    yield b"\n"
+                    return
     except (OSError, PdlabError):
         yield b"\n"
 

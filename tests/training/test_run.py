@@ -132,6 +132,7 @@ def sparse(file: Path, tensors: dict[str, int]) -> None:
         (lambda log: log.write_bytes(b"\xff\xfe\n" + log.read_bytes()), True),
         (lambda log: log.write_bytes(b"[1]\n" + log.read_bytes()), True),
         (lambda log: log.write_bytes(b"[" * 200_000 + b"\n" + log.read_bytes()), True),
+        (lambda log: os.truncate(log, 8 << 40), True),
         (lambda log: (log.unlink(), log.mkdir()), False),
         (lambda log: (log.unlink(), os.mkfifo(log)), False),
     ],
