@@ -127,7 +127,8 @@ class Denoiser(nn.Module):
             return self.network(z.to(dtype), logsnr, labels, w.expand(len(z))).to(z.dtype)
         if guidance is None or (isinstance(guidance, float | int) and guidance == 0):
             return self.network(z.to(dtype), logsnr, labels).to(z.dtype)
-        self._check_null()
+        if not self.null_class:
+            self.check_guidance(1.0)
         none = torch.full((len(z),), self.num_classes, device=z.device)
         assert labels is not None
         twice = self.network(
@@ -137,7 +138,3 @@ class Denoiser(nn.Module):
         conditional, unconditional = twice.chunk(2)
         w = per_example(torch.as_tensor(guidance, dtype=z.dtype, device=z.device), z)
         return conditional + w * (conditional - unconditional)
-
-    def _check_null(self) -> None:
-        if not self.null_class:
-            self.check_guidance(1.0)
