@@ -304,7 +304,7 @@ def _described(header: dict[str, Any], what: str) -> Denoiser:
     """The denoiser that `header` describes, its network without memory."""
     settings = dict(header["network"])
     kind = settings.pop("kind", None)
-    if kind not in _NETWORKS:
+    if kind not in list(_NETWORKS):  # which it may be no key of: a list
         raise PdlabError(f"{what}: network.kind must be one of {', '.join(_NETWORKS)}, not {kind!r:.60}")
     network_type, config_type = _NETWORKS[kind]
     try:

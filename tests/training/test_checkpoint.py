@@ -130,6 +130,7 @@ DAMAGE = {
         lambda f: edit(f, network={"kind": "gan"}),
         "kind must be one of mlp, unet, not 'gan'",
     ),
+    "a kind that is a list": (lambda f: network(f, kind=[]), r"kind must be one of mlp, unet, not \[\]"),
     "unknown output": (lambda f: edit(f, output="y"), "unknown output"),
 }
 
