@@ -129,7 +129,7 @@ def atomic_folder(path: Path, remedy: str = "choose another place") -> Iterator[
 @contextmanager
 def alone(path: Path, busy: str, remedy: str = "choose another place") -> Iterator[None]:
     """No other process makes `path` meanwhile; PdlabError, saying `busy`, where one does."""
-    lock = path.with_name(f".{path.name}.lock")
+    lock = _lock_of(path)
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         held = filelock.FileLock(lock).acquire(timeout=0)
@@ -142,6 +142,13 @@ def alone(path: Path, busy: str, remedy: str = "choose another place") -> Iterat
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+def unlock(path: Path) -> None:
+    """Remove what a process that was killed while it was `alone` with `path` has left."""
+    if _lock_of(path).is_file():
+        with contextlib.suppress(PdlabError), alone(path, "it is not left but held"):
+            pass
 
 
 def write(path: Path, content: bytes, remedy: str = "choose another place") -> None:
@@ -210,6 +217,10 @@ def _held(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
 
 
 def _make_file(path: Path) -> None:

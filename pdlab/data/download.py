@@ -25,7 +25,7 @@ from rich.progress import (
 
 from pdlab import __version__, console
 from pdlab.errors import PdlabError, reason
-from pdlab.files import alone, atomic_folder, digest_of, open_regular
+from pdlab.files import alone, atomic_folder, digest_of, open_regular, unlock
 
 CHUNK = 1 << 20
 TIMEOUT = 30.0  # seconds without a byte
@@ -48,6 +48,7 @@ def download(
     if not expected:
         raise ValueError("download needs a checksum: sha256 or md5")
     if dest.is_file() and digest_of(dest, algorithm) == expected.lower():
+        unlock(dest)
         return dest
     part = dest.with_name(dest.name + ".part")
     try:

@@ -3,6 +3,7 @@ import hashlib
 import io
 import os
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,34 @@ def test_two_do_not_fetch_one_file_at_a_time(server: Server, dest: Path) -> None
     assert server.asked == []
     assert download(server.address, dest, sha256=SHA) == dest
     assert os.listdir(dest.parent) == [dest.name]
+
+
+def test_several_that_fetch_one_file_do_not_spoil_it(server: Server, dest: Path) -> None:
+    def fetch(_: int) -> str:
+        try:
+            return str(download(server.address, dest, sha256=SHA))
+        except PdlabError as error:
+            return str(error)
+
+    for _ in range(10):
+        with ThreadPoolExecutor(4) as pool:
+            ends = set(pool.map(fetch, range(4)))
+        assert str(dest) in ends
+        assert all(end == str(dest) or "another pdlab fetches" in end for end in ends), ends
+        assert dest.read_bytes() == CONTENT
+        assert os.listdir(dest.parent) == [dest.name]
+        dest.unlink()
+
+
+def test_the_lock_of_one_that_was_killed_at_its_end_goes(server: Server, dest: Path) -> None:
+    download(server.address, dest, sha256=SHA)
+    lock = dest.with_name(f".{dest.name}.lock")
+    lock.touch()
+    download(server.address, dest, sha256=SHA)
+    assert os.listdir(dest.parent) == [dest.name]
+    with files.alone(dest, "busy"):
+        download(server.address, dest, sha256=SHA)
+        assert lock.exists()  # it is another's
 
 
 def test_a_part_that_is_a_link_is_not_followed(server: Server, dest: Path) -> None:

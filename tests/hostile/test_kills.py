@@ -4,6 +4,7 @@ The operations are counted where Python announces them (audit events: open to wr
 …) and where data are flushed; the process kills itself at the k-th.
 """
 
+import hashlib
 import os
 import signal
 import sys
@@ -16,7 +17,9 @@ import torch
 
 from pdlab import cli
 from pdlab.data import folder as image_folder
+from pdlab.data.download import download
 from pdlab.training.checkpoint import load
+from tests.data.conftest import Server, server  # noqa: F401
 from tests.hostile.harness import attempt, examples, first_seed
 from tests.hostile.test_mutations import OPTIONS
 from tests.zoo.conftest import SMALL, build_digits
@@ -155,6 +158,16 @@ def test_building_a_ladder(tmp_path: Path) -> None:
         return [load(place / "ladder" / name).sha256 for name in ("teacher", "student-0004", "student-0001")]
 
     survives(lambda place: lambda: build_digits(place, settings=SMALL), result, tmp_path, 6)
+
+
+def test_downloading(server: Server, tmp_path: Path) -> None:
+    server.content = bytes(range(256)) * 20_000
+    digest = hashlib.sha256(server.content).hexdigest()
+
+    def make(place: Path) -> Callable[[], object]:
+        return lambda: download(server.address, place / "file", sha256=digest)
+
+    survives(make, lambda place: (place / "file").read_bytes(), tmp_path, 100)
 
 
 def test_caching_a_folder(tmp_path: Path) -> None:
