@@ -11,7 +11,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,10 @@ from pdlab.data.source import ImageSource, to_uint8
 from pdlab.diffusion.samplers import sample
 from pdlab.distillation.throughput import distillation_step, training_step
 from pdlab.errors import PdlabError
-from pdlab.files import atomic_file
+from pdlab.files import atomic_file, check_place
 from pdlab.metrics.card import versions
 from pdlab.networks.unet import UNetConfig
-from pdlab.training.cost import forward_flops
+from pdlab.training.cost import check_memory, forward_flops
 from pdlab.training.machine import Machine
 from pdlab.training.presets import Preset, preset
 from pdlab.training.teacher import new_denoiser
@@ -59,11 +59,15 @@ def bench(
 ) -> dict[str, Any]:
     """Run all comparisons on the network of `preset`, print them, and write them to `out`.
 
-    Raises PdlabError without diffusers, or for a preset without a U-Net.
+    Raises PdlabError without diffusers, for a preset without a U-Net, a batch that does not fit in memory, or an
+    `out` that cannot be written.
     """
     settings = _settings(preset)
+    check_memory(settings.network, settings.output, replace(settings.teacher, batch=batch))
+    if out is not None:
+        check_place(out, "choose another --out")
     machine = Machine(device, "auto", compile)
-    source = _random_images(settings.network.image_size).to(machine.device)  # type: ignore[union-attr]
+    source = _random_images(settings.network.image_size, batch).to(machine.device)  # type: ignore[union-attr]
     printer = console.output()
     started = os.getloadavg()
     printer.print(
@@ -251,9 +255,10 @@ def _diffusers() -> Any:
     return diffusers
 
 
-def _random_images(size: int) -> ImageSource:
+def _random_images(size: int, least: int) -> ImageSource:
     generator = torch.Generator().manual_seed(0)
-    return ImageSource(torch.randint(0, 256, (2048, 3, size, size), dtype=torch.uint8, generator=generator))
+    shape = (max(2048, least), 3, size, size)
+    return ImageSource(torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator))
 
 
 def _sizes(settings: Preset, peer: nn.Module) -> str:

@@ -460,7 +460,7 @@ def bench(
     out: Annotated[Path | None, typer.Option("--out", help="Also write the figures as JSON.")] = None,
     preset: Annotated[str, typer.Option(help="A preset with a U-Net.")] = "cifar10-gpu",
     batch: Annotated[int, typer.Option(min=1, max=10**9, help="Examples a training step.")] = 128,
-    repeats: Annotated[int, typer.Option(min=3, max=10**6, help="Alternating repeats; the median counts.")] = 9,
+    repeats: Annotated[int, typer.Option(min=3, max=1000, help="Alternating repeats; the median counts.")] = 9,
     device: DeviceOption = Device.auto,
     compile: CompileOption = None,
 ) -> None:

@@ -114,28 +114,36 @@ def launch(
 ) -> gr.Blocks:
     """Serve the app; returns it once it answers (`block` keeps it up until Ctrl-C).
 
-    `port` None takes a free one from 7860 on. Raises PdlabError for a `runs` that holds nothing to show.
+    `port` None takes a free one from 7860 on. Raises PdlabError for a `runs` that holds nothing to show, and where
+    no port can be had.
     """
     app = build(shelf or Shelf(runs), compute)
     here = files("pdlab.app")
-    _, address, _ = app.launch(
-        server_name=ADDRESS,
-        server_port=port,
-        share=False,
-        prevent_thread_lock=True,
-        quiet=True,
-        ssr_mode=False,
-        inbrowser=False,
-        footer_links=[],
-        mcp_server=False,
-        max_file_size=1,  # nothing is uploaded
-        app_kwargs={"middleware": [Middleware(Requests, blocks=app)]},
-        theme=gr.themes.Default(
-            primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-        ),
-        css=(here / "style.css").read_text(),
-        head=f"<script>{(here / 'script.js').read_text()}</script>",
-    )
+    style, script = ((here / name).read_text() for name in ("style.css", "script.js"))
+    try:
+        _, address, _ = app.launch(
+            server_name=ADDRESS,
+            server_port=port,
+            share=False,
+            prevent_thread_lock=True,
+            quiet=True,
+            ssr_mode=False,
+            inbrowser=False,
+            footer_links=[],
+            mcp_server=False,
+            max_file_size=1,  # nothing is uploaded
+            app_kwargs={"middleware": [Middleware(Requests, blocks=app)]},
+            theme=gr.themes.Default(
+                primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+            ),
+            css=style,
+            head=f"<script>{script}</script>",
+        )
+    except OSError:
+        which = "the hundred ports from 7860 on" if port is None else f"port {port}"
+        raise PdlabError(
+            f"{which} cannot be served on (in use, or for the system alone): choose another with --port"
+        ) from None
     if block:
         print(f"pdlab app: {address} (only from this machine; Ctrl-C stops it)", flush=True)
         app.block_thread()

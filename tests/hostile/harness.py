@@ -5,22 +5,31 @@ on disk is other than before.
 """
 
 import contextlib
+import functools
 import hashlib
 import io
 import os
 import signal
 import stat
 import sys
+import time
+import urllib.error
+import urllib.request
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
+
+import sklearn.datasets
+import typer
 
 from pdlab import cli
 
 MOST_MEMORY = 2 << 30
 MOST_WORK = 10  # seconds of the processor, which do not depend on who else uses it
 HANGS = 120  # seconds of the clock: it waits for something that will never come
+COMMAND = typer.main.get_command(cli.app)  # as every call of `pdlab` would make it anew
+_DIGITS = functools.cache(sklearn.datasets.load_digits)
 
 
 class Outcome:
@@ -44,6 +53,9 @@ def attempt(args: list[str], folder: Path) -> Outcome:
         mock.patch.object(sys, "argv", ["pdlab", *args]),
         mock.patch.object(warnings, "showwarning", warnings.showwarning),
         mock.patch.object(os, "fsync"),  # no power fails here, and it takes most of the time
+        mock.patch.object(typer.main, "get_command", return_value=COMMAND),
+        mock.patch.object(sklearn.datasets, "load_digits", _DIGITS),
+        mock.patch.object(urllib.request, "urlopen", side_effect=urllib.error.URLError("unplugged")),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         _bounded(args),
@@ -69,16 +81,33 @@ def attempt(args: list[str], folder: Path) -> Outcome:
 def contents(folder: Path) -> dict[str, object]:
     """Everything below `folder` by its name there: what kind it is, and the hash of what it holds."""
     found: dict[str, object] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.name == ".lock":  # which is there for as long as a run's folder
-            continue
-        mode = path.lstat().st_mode
-        content: object = stat.S_IFMT(mode)
-        if stat.S_ISREG(mode):
-            size = path.stat().st_size
-            content = hashlib.sha256(path.read_bytes()).hexdigest() if size < 64 << 20 else size
-        found[str(path.relative_to(folder))] = content
+    waiting = [str(folder)]
+    while waiting:
+        for entry in os.scandir(waiting.pop()):
+            if entry.name == ".lock":  # which is there for as long as a run's folder
+                continue
+            status = entry.stat(follow_symlinks=False)
+            content: object = stat.S_IFMT(status.st_mode)
+            if stat.S_ISREG(status.st_mode):
+                content = _hash(entry.path, status) if status.st_size < 64 << 20 else status.st_size
+            elif stat.S_ISDIR(status.st_mode):
+                waiting.append(entry.path)
+            found[os.path.relpath(entry.path, folder)] = content
     return found
+
+
+_hashes: dict[str, tuple[tuple[int, ...], str]] = {}
+
+
+def _hash(path: str, status: os.stat_result) -> str:
+    """The SHA-256 of a file, computed anew if it may have changed."""
+    version = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    if path in _hashes and _hashes[path][0] == version:
+        return _hashes[path][1]
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    if time.time_ns() - status.st_ctime_ns > 10**9:  # else the next change may bear the same time
+        _hashes[path] = version, digest
+    return digest
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from pdlab import schema
+from pdlab import files, schema
 from tests.hostile.harness import contents
 
 #: Values of every type, and some of no sense, for a field that holds another.
@@ -144,17 +144,25 @@ class Sandbox:
 
     def __post_init__(self) -> None:
         shutil.copytree(self.original, self.path)
+        self._whole = contents(self.original)
 
-    def files(self) -> list[str]:
+    def names(self) -> list[str]:
         """The files to spoil, by their name in the folder."""
-        files = (path for path in sorted(self.original.rglob("*")) if path.is_file() and path.name != ".lock")
-        return [str(path.relative_to(self.original)) for path in files]
+        inside = (path for path in sorted(self.original.rglob("*")) if path.is_file() and path.name != ".lock")
+        return [str(path.relative_to(self.original)) for path in inside]
 
     def restore(self) -> None:
         """Everything as it was."""
-        if contents(self.path) != contents(self.original):
-            shutil.rmtree(self.path)
-            shutil.copytree(self.original, self.path)
+        now = contents(self.path)
+        for name in sorted(now.keys() | self._whole.keys()):  # a folder before what is in it
+            if now.get(name) == self._whole.get(name):
+                continue
+            files.discard(self.path / name)
+            if (self.original / name).is_dir():
+                (self.path / name).mkdir()
+            elif name in self._whole:
+                shutil.copy2(self.original / name, self.path / name)
+        assert contents(self.path) == self._whole
 
     def same(self, name: str) -> bool:
         """Whether a file means the same as before, e.g. where a space of its JSON became another."""

@@ -160,7 +160,7 @@ def test_building_a_ladder(tmp_path: Path) -> None:
     survives(lambda place: lambda: build_digits(place, settings=SMALL), result, tmp_path, 6)
 
 
-def test_downloading(server: Server, tmp_path: Path) -> None:
+def test_downloading(server: Server, tmp_path: Path) -> None:  # noqa: F811
     server.content = bytes(range(256)) * 20_000
     digest = hashlib.sha256(server.content).hexdigest()
 
