@@ -481,7 +481,10 @@ def app_(
     ] = None,
 ) -> None:
     """Samples and distances across step counts, side by side in a browser; works offline."""
-    from pdlab.app.server import launch
+    try:
+        from pdlab.app.server import launch
+    except ValueError as error:  # what Gradio reads of the environment as it is imported
+        raise PdlabError(f"the app cannot start ({reason(error)}): unset GRADIO_…, or set them right") from None
 
     launch(runs, port)
 

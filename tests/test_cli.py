@@ -316,6 +316,14 @@ def test_output_that_cannot_be_written(teacher: Path) -> None:
     assert mute.returncode == 2
 
 
+def test_an_environment_that_the_app_cannot_start_in_is_said() -> None:
+    command = [sys.executable, "-m", "pdlab.cli", "app"]
+    environment = {**os.environ, "GRADIO_SERVER_PORT": "banana"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "unset GRADIO_" in result.stderr
+
+
 def test_another_thread_count_is_said(pdlab, teacher: Path) -> None:
     run = teacher.parent
     assert pdlab("distill", teacher, "--run", run, "--from", 4, "--to", 2, "--updates", 1, "--batch", 4).code == 0

@@ -92,7 +92,7 @@ def contents(folder: Path) -> dict[str, object]:
                 content = _hash(entry.path, status) if status.st_size < 64 << 20 else status.st_size
             elif stat.S_ISDIR(status.st_mode):
                 waiting.append(entry.path)
-            found[os.path.relpath(entry.path, folder)] = content
+            found[entry.path[len(str(folder)) + 1 :]] = content
     return found
 
 

@@ -51,7 +51,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was stopped after 2 of 4 updates, with the states after 1 and 2."""
+    """A run that was stopped after 2 of 3 updates, with the states after 1 and 2."""
     path = tmp_path_factory.mktemp("stopped") / "run"
 
     class StopAfterTwo(DiffusionObjective):
@@ -66,7 +66,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stop = StopAfterTwo("snr+1")
     with pytest.MonkeyPatch.context() as patch, Run(path) as run, Log(path, quiet=True) as log:
         patch.setattr("pdlab.training.teacher.DiffusionObjective", lambda *_: stop)
-        made = override(preset("digits"), {**TINY, "teacher.updates": "4"})
+        made = override(preset("digits"), {**TINY, "teacher.updates": "3"})
         with pytest.raises(Stopped):
             train(made, data.load("digits"), run, Machine("cpu", "fp32"), log=log, save_every=0)
     return path
@@ -108,7 +108,7 @@ def reading(ladder: Sandbox, model: str) -> dict[str, list[str]]:
 
 
 def resuming(run: Sandbox) -> list[str]:
-    return ["train", "digits", "--run", str(run.path), "--updates", "4", "--save-every", "0", *CPU, *OPTIONS]
+    return ["train", "digits", "--run", str(run.path), "--updates", "3", "--save-every", "0", *CPU, *OPTIONS]
 
 
 def forget(ladder: Sandbox) -> None:

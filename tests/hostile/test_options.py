@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from enum import Enum
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,7 @@ def test_absurd_options(home: Path, draw: st.DataObject) -> None:
     name = draw.draw(st.sampled_from(OFTEN * 12 + sorted(COMMANDS.keys() - {"zoo"})))
     args = command_line(name, home)
     options = st.sampled_from(parameters(name))
-    for option in draw.draw(st.lists(options, min_size=1, max_size=2, unique_by=lambda option: option.name)):
+    for option in draw.draw(st.lists(options, min_size=1, max_size=2, unique_by=attrgetter("name"))):
         words = given_to(option, home, draw)
         if option.param_type_name == "argument":
             at = len(name.split())
