@@ -147,7 +147,7 @@ def alone(path: Path, busy: str, remedy: str = "choose another place") -> Iterat
 def unlock(path: Path) -> None:
     """Remove what a process that was killed while it was `alone` with `path` has left."""
     if _lock_of(path).is_file():
-        with contextlib.suppress(PdlabError), alone(path, "it is not left but held"):
+        with contextlib.suppress(PdlabError, OSError), alone(path, "it is not left but held"):
             pass
 
 

@@ -102,6 +102,16 @@ def test_the_lock_of_one_that_was_killed_at_its_end_goes(server: Server, dest: P
         assert lock.exists()  # it is another's
 
 
+def test_a_lock_that_cannot_be_removed_stops_nothing(server: Server, dest: Path, monkeypatch) -> None:
+    def forbid(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    download(server.address, dest, sha256=SHA)
+    dest.with_name(f".{dest.name}.lock").touch()
+    monkeypatch.setattr(Path, "unlink", forbid)
+    assert download(server.address, dest, sha256=SHA) == dest
+
+
 def test_a_part_that_is_a_link_is_not_followed(server: Server, dest: Path) -> None:
     dest.parent.mkdir()
     thesis = dest.parent / "thesis.tex"
