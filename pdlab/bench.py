@@ -30,7 +30,7 @@ from pdlab.errors import PdlabError
 from pdlab.files import atomic_file
 from pdlab.metrics.card import versions
 from pdlab.networks.unet import UNetConfig
-from pdlab.training.cost import forward_flops
+from pdlab.training.cost import size
 from pdlab.training.machine import Machine
 from pdlab.training.presets import Preset, preset
 from pdlab.training.teacher import new_denoiser
@@ -63,13 +63,13 @@ def bench(
     """
     settings = _settings(preset)
     machine = Machine(device, "auto", compile)
-    source = _random_images(settings.network.image_size).to(machine.device)  # type: ignore[union-attr]
+    source = _random_images(settings.network.image_size).to(machine.device)
     printer = console.output()
     started = os.getloadavg()
     printer.print(
         f"{settings.name} on {machine.describe()}, batch {batch}, {repeats} repeats; load {started[0]:.1f}"
     )
-    peer = peer_network(settings.network).to(machine.device)  # type: ignore[arg-type]
+    peer = peer_network(settings.network).to(machine.device)
     sizes = _sizes(settings, peer)
     ours = partial(training_step(settings, source, machine, batch), 2)
     results = [
@@ -137,7 +137,7 @@ def compare(
 def sampling(settings: Preset, machine: Machine, n: int, steps: int) -> Callable[[], object]:
     """`n` images as uint8 by our DDIM, in the precision that this machine samples in."""
     denoiser = machine.place(new_denoiser(settings, 0)).eval()
-    shape = (n, 3, settings.network.image_size, settings.network.image_size)  # type: ignore[union-attr]
+    shape = (n, 3, settings.network.image_size, settings.network.image_size)
 
     def work() -> Tensor:
         with machine.for_sampling(denoiser.network), torch.inference_mode():
@@ -225,7 +225,7 @@ def bf16_error(settings: Preset, machine: Machine, n: int = 16, steps: int = 8) 
         for parameter in denoiser.parameters():
             if not parameter.any():  # layers that begin at zero would hide every error
                 parameter.copy_(0.02 * torch.randn(parameter.shape))
-        z = torch.randn(n, 3, settings.network.image_size, settings.network.image_size)  # type: ignore[union-attr]
+        z = torch.randn(n, 3, settings.network.image_size, settings.network.image_size)
     z = z.to(machine.device)
     full = sample(denoiser, z, steps)
     with machine.for_sampling(denoiser.network):
@@ -259,5 +259,5 @@ def _random_images(size: int) -> ImageSource:
 def _sizes(settings: Preset, peer: nn.Module) -> str:
     ours = sum(p.numel() for p in new_denoiser(settings, 0).parameters())
     theirs = sum(p.numel() for p in peer.parameters())
-    flops = forward_flops(settings.network, settings.output)
+    flops = size(settings.network, settings.output).flops
     return f"ours {ours / 1e6:.2f} M parameters, {flops / 1e9:.2f} GFLOPs forward; peer {theirs / 1e6:.2f} M"

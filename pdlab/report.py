@@ -15,16 +15,17 @@ from torch import Tensor
 
 from pdlab import console, memory, zoo
 from pdlab.data.source import ImageSource, Source, to_uint8
+from pdlab.diffusion.samplers import Sampler
 from pdlab.errors import PdlabError
 from pdlab.files import alone, atomic_file, check_place, write
 from pdlab.metrics.card import Kind, Row
 from pdlab.metrics.evaluate import Yardstick, evaluate, generate, labels_of
 from pdlab.metrics.features import extractor
-from pdlab.training.checkpoint import Checkpoint, build_network
-from pdlab.training.cost import cost_report, forward_flops
+from pdlab.training.checkpoint import Checkpoint
+from pdlab.training.cost import cost_report, size
 from pdlab.training.log import Log
 from pdlab.training.machine import Machine
-from pdlab.training.presets import preset, presets
+from pdlab.training.presets import PRESETS, preset
 from pdlab.zoo.page import figures
 
 _COLUMNS = 40  # classes that a grid shows beside one another
@@ -41,7 +42,7 @@ def evaluate_checkpoints(
     features: str = "effnet-lite0",
     weights: Path | None = None,
     n: int = 5000,
-    sampler: str = "ddim",
+    sampler: str | Sampler = "ddim",
     seed: int = 0,
     clip: bool | None = None,
     guidance: float = 0.0,
@@ -144,16 +145,16 @@ def print_report(report: dict[str, Any]) -> None:
 def print_presets() -> None:
     """Every preset, a line each."""
     table = Table(Column("preset", no_wrap=True), "data", "weights", "GFLOPs", "teacher", "halving", "steps")
-    for settings in presets().values():
-        with torch.device("meta"):
-            network = build_network(settings.network, settings.output)
-        parameters = sum(p.numel() for p in network.parameters())
-        jobs = (f"{job.updates / 1000:g}k×{job.batch}" for job in (settings.teacher, settings.distill))
+    for settings in PRESETS.values():
+        found = size(settings.network, settings.output)
+        jobs = (
+            f"{job.updates / 1000:g}k×{job.batch}" if job else "" for job in (settings.teacher, settings.distill)
+        )
         table.add_row(
             settings.name,
             settings.data,
-            f"{parameters / 1e6:.3g}M",
-            f"{forward_flops(settings.network, settings.output) / 1e9:.2g}",
+            f"{found.weights / 4e6:.3g}M",
+            f"{found.flops / 1e9:.2g}",
             *jobs,
             str(settings.first_steps),
         )
@@ -213,7 +214,7 @@ def write_samples(
     steps: int,
     machine: Machine,
     *,
-    sampler: str = "ddim",
+    sampler: str | Sampler = "ddim",
     seed: int = 0,
     clip: bool | None = None,
     guidance: float = 0.0,

@@ -19,7 +19,7 @@ from PIL import Image
 
 from pdlab.files import alone, digest_of
 from pdlab.training.checkpoint import load
-from pdlab.training.presets import override, preset, presets
+from pdlab.training.presets import PRESETS, override, preset
 from tests import sealed
 from tests.command import Result, refused
 
@@ -451,7 +451,7 @@ def test_cifar10_from_the_command_line(tmp_path: Path) -> None:
 
 def test_presets_are_listed_and_shown_as_what_set_takes(pdlab) -> None:
     listed = pdlab("presets").out
-    assert all(name in listed for name in presets())
+    assert all(name in listed for name in PRESETS)
     for name in ("digits", "imagenet64"):
         lines = dict(line.split("=", 1) for line in pdlab("presets", name).out.splitlines())
         changes = {field: value for field, value in lines.items() if value not in ("None", "")}

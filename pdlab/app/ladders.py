@@ -21,6 +21,7 @@ from pdlab.errors import PdlabError, reason
 from pdlab.files import read_bytes
 from pdlab.metrics.card import Row
 from pdlab.metrics.evaluate import noise
+from pdlab.networks import registry
 from pdlab.training.checkpoint import Checkpoint, checkpoints_in, load, read_header
 from pdlab.training.machine import Machine
 
@@ -192,6 +193,7 @@ class RunLadder(Ladder):
             except OSError as error:
                 raise PdlabError(f"{folder} cannot be read as a checkpoint: {reason(error)}") from error
             network, info = header["network"], header["info"]
+            registry.check_buildable(registry.from_json(network, f"{folder}: network"))
             if header["bounded"] and info:  # images
                 which = GUIDED if info["model"] == GUIDED else header["steps"]
                 self._paths[which], self._takes[which] = folder, float(network.get("guidance_max", 0.0))

@@ -7,7 +7,6 @@ guidance would compound.
 """
 
 import dataclasses
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +15,8 @@ from pdlab.diffusion.denoiser import Denoiser
 from pdlab.diffusion.schedule import diffuse
 from pdlab.diffusion.weighting import WEIGHTINGS
 from pdlab.errors import PdlabError
+from pdlab.networks.registry import CONDITION, Own, build, config_of
 from pdlab.seeds import seed_for
-from pdlab.training.checkpoint import build_network, conditioning
 from pdlab.training.objective import stratified_times
 
 #: Name of stage one's checkpoint and stage.
@@ -64,16 +63,21 @@ def guided_student(teacher: Denoiser, guidance_max: float, seed: int = 0) -> Den
         teacher.check_guidance(1.0)
     if not guidance_max > 0:
         raise PdlabError(f"guidance_max must be above 0, not {guidance_max:g}")
-    known: Any = teacher.network
-    config = dataclasses.replace(known.config, guidance_max=guidance_max, null_class=False)
+    known = config_of(teacher)
+    if isinstance(known, Own) or not hasattr(known, "guidance_max"):
+        raise PdlabError(
+            f"{type(teacher.network).__name__} has no way in for a guidance weight: make it with Denoiser(…, "
+            "guidance_max=…) and train it so, or distil without guidance"
+        )
+    config = dataclasses.replace(known, guidance_max=guidance_max, null_class=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, GUIDED, "initialization"))
-        network = build_network(config, teacher.output)
+        network = build(config, teacher.output)
     weights = network.state_dict() | teacher.network.state_dict()
     for name, tensor in network.state_dict().items():  # the embedding of "no class" goes
         weights[name] = weights[name][: len(tensor)]
     network.load_state_dict(weights)
     student = teacher.around(network)
-    for name, value in conditioning(config).items():
-        setattr(student, name, value)
+    for name in CONDITION:
+        setattr(student, name, getattr(config, name))
     return student

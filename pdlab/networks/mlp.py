@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pdlab import schema
 from pdlab.errors import PdlabError
 from pdlab.networks.embedding import guidance_embedding, time_embedding
+from pdlab.networks.registry import register_network
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class MLPConfig:
             raise PdlabError("null_class and guidance_max need num_classes of at least 1")
 
 
+@register_network("mlp", MLPConfig)
 class MLP(nn.Module):
     """`(z [B, *shape], logsnr [B], labels [B] | None, guidance [B] | None) -> [B, out_multiple · shape[0], …]`.
 

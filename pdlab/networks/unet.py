@@ -15,23 +15,24 @@ from torch import Tensor, nn
 from pdlab import schema
 from pdlab.errors import PdlabError
 from pdlab.networks.embedding import guidance_embedding, time_embedding
+from pdlab.networks.registry import register_network
 
 
 @dataclass(frozen=True)
 class UNetConfig:
     """The shape of a `UNet`; plain values, so that it can be written to JSON and read back.
 
-    The resolution is `image_size / patch` at the first level and halves from one level to the next; level i has
-    `channels * multipliers[i]` channels and `blocks` residual blocks on the way down (one more on the
-    way up). `attention` lists the resolutions with self-attention, which the middle always has, with `heads`
-    heads or, where `head_dim` is given instead, heads of that size. A norm has 32 groups, or fewer so that each
-    has at least `group_size` channels: PyTorch's CPU kernel is many times slower in channels_last below 16.
-    With `patch` p > 1 the network works on p×p pixels as channels (space to depth): for small machines; the
-    paper's networks have 1. The first `image_levels` levels all read the image and add to the output, level i in
-    patches of p·2^i: so a network can grow outwards from a smaller one, which stays within it (see `grow`).
-    `averaged` counts how often growing doubled the patch instead. Means of 2^k × 2^k pixels have a log-SNR higher
-    by k·2 log 2: the noise level is told as that of the innermost image. `time_channels` is the size of its
-    embedding (None: `channels`).
+    `out_multiple` is 2 for output "both". The resolution is `image_size / patch` at the first level and halves
+    from one level to the next; level i has `channels * multipliers[i]` channels and `blocks` residual blocks on
+    the way down (one more on the way up). `attention` lists the resolutions with self-attention, which the middle
+    always has, with `heads` heads or, where `head_dim` is given instead, heads of that size. A norm has 32 groups,
+    or fewer so that each has at least `group_size` channels: PyTorch's CPU kernel is many times slower in
+    channels_last below 16. With `patch` p > 1 the network works on p×p pixels as channels (space to depth): for
+    small machines; the paper's networks have 1. The first `image_levels` levels all read the image and add to the
+    output, level i in patches of p·2^i: so a network can grow outwards from a smaller one, which stays within it
+    (see `grow`). `averaged` counts how often growing doubled the patch instead. Means of 2^k × 2^k pixels have a
+    log-SNR higher by k·2 log 2: the noise level is told as that of the innermost image. `time_channels` is the size
+    of its embedding (None: `channels`).
 
     `num_classes` is 0 for an unconditional network. With `null_class` label `num_classes` says "no class";
     with `guidance_max` > 0 the network also takes a guidance weight in [0, guidance_max]. `PdlabError` for a
@@ -40,7 +41,7 @@ class UNetConfig:
 
     image_size: schema.Size = 32
     in_channels: schema.Size = 3
-    out_channels: schema.Size = 3
+    out_multiple: Annotated[int, Field(ge=1, le=2)] = 1
     channels: schema.Size = 256
     multipliers: Annotated[tuple[schema.Size, ...], Field(min_length=1, max_length=16)] = (1, 1, 1)
     blocks: schema.Blocks = 3
@@ -94,6 +95,16 @@ class UNetConfig:
                     f"{width} channels at resolution {resolution} do not divide by "
                     + (f"heads = {self.heads}" if self.heads else f"head_dim = {self.head_dim}")
                 )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return (self.in_channels, self.image_size, self.image_size)
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output."""
+        return self.out_multiple * self.in_channels
 
     @property
     def resolutions(self) -> tuple[int, ...]:
@@ -198,6 +209,7 @@ class InnerImage(nn.Module):
         return F.pixel_shuffle(self.conv_out(_swish(self.norm_out(h))), self.patch)
 
 
+@register_network("unet", UNetConfig)
 class UNet(nn.Module):
     """The network of a diffusion model of images.
 
@@ -280,9 +292,8 @@ class UNet(nn.Module):
         self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None, guidance: Tensor | None = None
     ) -> Tensor:
         """Give the raw output for noisy images z at log-SNRs logsnr."""
-        expected = (self.config.in_channels, self.config.image_size, self.config.image_size)
-        if tuple(z.shape[1:]) != expected:
-            raise PdlabError(f"this network takes images of shape {expected}; got {tuple(z.shape[1:])}")
+        if tuple(z.shape[1:]) != self.config.shape:
+            raise PdlabError(f"this network takes images of shape {self.config.shape}; got {tuple(z.shape[1:])}")
         if (self.label is None) != (labels is None):
             wanted = "takes no labels" if self.label is None else "is class-conditional: give labels"
             raise PdlabError(f"this network {wanted}")

@@ -53,6 +53,7 @@ def fit(
     log: Log | None = None,
     save_every: float = 60.0,
     live: Denoiser | None = None,
+    dropout: bool = True,
     snapshot: Callable[[int, Trained], None] | None = None,
     snapshot_every: int = 0,
 ) -> Trained:
@@ -64,6 +65,7 @@ def fit(
         stage: names the random streams, the states and the lines of the log.
         run: where to keep states (every `save_every` seconds) and resume from; None keeps nothing.
         live: `denoiser` with its network wrapped by `machine.for_training`; made here if not given.
+        dropout: train in training mode; otherwise in evaluation mode, in which a network is as it will be used.
         snapshot: called on the way, every `snapshot_every` updates but the last, with their number and what
             training would end as then.
 
@@ -73,7 +75,7 @@ def fit(
     Raises PdlabError at a loss that is not finite; Stopped on Ctrl-C or SIGTERM after saving the state.
     """
     log = log or Log(quiet=True)
-    network = denoiser.network.train()
+    network = denoiser.network.train(dropout)
     live = live or trainable(denoiser, machine)
     parameters = dict(network.named_parameters())
     optimizer = Optimizers(network, settings)
@@ -103,8 +105,8 @@ def fit(
         for k in range(first, settings.updates):
             stream = seed_for(seed, stage, k)
             generator.manual_seed(stream)
-            if settings.dropout:
-                torch.manual_seed(stream)
+            if dropout:
+                torch.manual_seed(stream)  # what a network draws itself comes from here
             x, labels = source.draw(settings.batch, generator, settings.flip)
             loss = objective(live, x, labels if denoiser.num_classes else None, generator).mean()
             optimizer.zero_grad()

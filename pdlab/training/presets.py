@@ -8,23 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field, PlainValidator
 
 from pdlab import schema
 from pdlab.diffusion.prediction import OUTPUTS
 from pdlab.diffusion.schedule import CosineSchedule
 from pdlab.diffusion.weighting import WEIGHTINGS
 from pdlab.errors import PdlabError
+from pdlab.networks import registry
 from pdlab.networks.mlp import MLPConfig
 from pdlab.networks.unet import UNetConfig
 
-
-def _kind(network: Any) -> str:
-    """Which of the two networks: an MLP is the one that has the data's shape."""
-    return "mlp" if isinstance(network, MLPConfig) or (isinstance(network, dict) and "shape" in network) else "unet"
-
-
-Network = Annotated[Annotated[UNetConfig, Tag("unet")] | Annotated[MLPConfig, Tag("mlp")], Discriminator(_kind)]
+#: The configuration of a registered network, or of one's own; in JSON with its kind.
+Network = Annotated[Any, PlainValidator(registry.checked)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$")]  # it becomes part of paths
 
 
@@ -64,7 +60,7 @@ class Preset:
     `distill.updates` is for one halving; the halvings to 2 and to 1 step take twice as many. `first_steps` is
     the step count at which the undistilled teacher is first read. With `guidance_max` > 0 the ladder begins with
     a student of settings `guide` that takes a guidance weight in [0, guidance_max] (Meng et al. 2023), and every
-    round keeps it. `precision`: "auto", "fp32" or "bf16".
+    round keeps it. `precision`: "auto", "fp32" or "bf16". `teacher` is None for one that was trained elsewhere.
     """
 
     name: Name
@@ -72,7 +68,7 @@ class Preset:
     network: Network
     output: str
     weighting: str
-    teacher: Optimization
+    teacher: Optimization | None
     distill: Optimization
     first_steps: schema.Steps
     size: Annotated[int, Field(ge=1, le=8192)] | None = None
@@ -91,10 +87,18 @@ class Preset:
             if value not in known:
                 raise PdlabError(f"unknown {what} {value!r}: choose one of {', '.join(known)}")
         CosineSchedule(self.logsnr_min, self.logsnr_max).check_output(self.output)
-        if self.teacher.label_drop and not self.network.null_class:
+        null_class = getattr(self.network, "null_class", False)
+        if self.teacher is not None and self.teacher.label_drop and not null_class:
             raise PdlabError("teacher.label_drop needs network.null_class=true: a label for no class")
-        if self.guidance_max and not self.network.null_class:
+        if self.guidance_max and not null_class:
             raise PdlabError("guidance_max needs network.null_class=true and teacher.label_drop, e.g. 0.1")
+
+    @property
+    def teaching(self) -> Optimization:
+        """The teacher's settings. PdlabError where it was trained elsewhere."""
+        if self.teacher is None:
+            raise PdlabError(f"the teacher of {self.name} was trained elsewhere: distil that one")
+        return self.teacher
 
 
 CIFAR10_GPU = Preset(
@@ -164,7 +168,7 @@ CIFAR10_CPU = dataclasses.replace(
     data="cifar10",
     network=dataclasses.replace(_TRUNK, image_size=32, multipliers=(3, 6, 10), image_levels=2),
     logsnr_max=7.0,
-    teacher=dataclasses.replace(CIFAR10_CPU_16PX.teacher, updates=40_000, anneal=True),
+    teacher=dataclasses.replace(CIFAR10_CPU_16PX.teaching, updates=40_000, anneal=True),
     distill=Optimization(updates=1_300, batch=128, lr=5e-4, anneal=True, flip=True),
     guidance_max=3.0,
     guide=Optimization(updates=2_400, batch=128, lr=5e-4, anneal=True, flip=True),
@@ -281,17 +285,27 @@ def _presets() -> list[Preset]:
     return [digits, toy, CIFAR10_16PX, CIFAR10_CPU_16PX, CIFAR10_CPU, CIFAR10_GPU, cifar10, imagenet64, lsun128]
 
 
-def presets() -> dict[str, Preset]:
-    """All presets by name."""
-    return {preset.name: preset for preset in _presets()}
+PRESETS: dict[str, Preset] = {preset.name: preset for preset in _presets()}
+
+
+def register_preset(preset: Preset) -> Preset:
+    """Register `preset` under its name, for the command line and `preset`. PdlabError for a name that is taken."""
+    if PRESETS.setdefault(preset.name, preset) != preset:
+        raise PdlabError(f"there is a preset {preset.name!r} already: register yours under another name")
+    return preset
 
 
 def preset(name: str) -> Preset:
     """The preset of this name; raises PdlabError listing the known ones."""
-    known = presets()
-    if name not in known:
-        raise PdlabError(f"unknown preset {name!r}: choose one of {', '.join(known)}")
-    return known[name]
+    if name not in PRESETS:
+        raise PdlabError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def to_dict(preset: Preset) -> dict[str, Any]:
+    """`preset` as plain JSON (an infinite bound becomes null); `from_dict` undoes it."""
+    settings = dataclasses.asdict(preset) | {"network": registry.to_json(preset.network)}
+    return {k: None if isinstance(v, float) and math.isinf(v) else v for k, v in settings.items()}
 
 
 def from_dict(settings: dict[str, Any], what: str = "these settings") -> Preset:
@@ -301,8 +315,8 @@ def from_dict(settings: dict[str, Any], what: str = "these settings") -> Preset:
     """
     bounds = {"logsnr_min": -math.inf, "logsnr_max": math.inf}
     values = {name: bounds.get(name) if value is None else value for name, value in settings.items()}
-    preset: Preset = schema.conform(values, Preset, what)
-    return preset
+    found: Preset = schema.conform(values, Preset, what)
+    return found
 
 
 def override(settings: Any, changes: dict[str, str]) -> Any:

@@ -42,9 +42,9 @@ from pdlab.training.checkpoint import Checkpoint, load, save
 from pdlab.training.cost import cost_report
 from pdlab.training.log import Log
 from pdlab.training.machine import Machine
-from pdlab.training.presets import Preset, preset
+from pdlab.training.presets import Preset, preset, to_dict
 from pdlab.training.run import Run
-from pdlab.training.teacher import describe, settings_of, train
+from pdlab.training.teacher import describe, train
 from pdlab.zoo import MANIFEST, NOISE, POOL, REPORT, SAMPLES, Manifest, Report, manifest_at
 from pdlab.zoo.measure import (
     NEAREST,
@@ -123,7 +123,7 @@ def build(
             manifest = {
                 "name": name,
                 "preset": settings.name,
-                "settings": settings_of(settings),
+                "settings": to_dict(settings),
                 "data": describe(source) | {"size": settings.size},
                 "first_steps": settings.first_steps,
                 "seed": seed,
@@ -200,7 +200,7 @@ def pack(name: str, settings: Preset, trained: list[Path], packed: Path) -> list
         if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
             raise PdlabError(f"the weights of {path} exceed float16's range: train with a smaller lr")
         if not (to / "model.json").exists():
-            known = {"preset": settings_of(settings), "teacher": parent, "zoo": name, "float32": model.sha256}
+            known = {"preset": to_dict(settings), "teacher": parent, "zoo": name, "float32": model.sha256}
             save(to, model.denoiser, {**model.info, **known}, weights)
         done = load(to)
         if done.info.get("float32") != model.sha256 or done.info["teacher"] != parent:
@@ -386,10 +386,10 @@ def _throughput(settings: Preset, machine: Machine, run: Path, seconds: float) -
 
     def work() -> dict[str, Any]:
         rate = matrix_rate(machine)
-        measured = throughput(settings, machine, settings.teacher.batch, rate, seconds)
+        measured = throughput(settings, machine, settings.teaching.batch, rate, seconds)
         if machine.device.type == "cuda":
             paper = preset("cifar10-paper")
-            measured += throughput(paper, machine, paper.teacher.batch, rate, seconds)
+            measured += throughput(paper, machine, paper.teaching.batch, rate, seconds)
         return {
             "device": machine.describe(),
             "bf16_matrix_flops": rate,

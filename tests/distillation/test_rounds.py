@@ -4,12 +4,13 @@ import dataclasses
 
 import pytest
 import torch
+from torch import Tensor
 
 from pdlab.data.source import Source
 from pdlab.diffusion.denoiser import Denoiser
 from pdlab.diffusion.mixture import GaussianMixture
 from pdlab.diffusion.samplers import sample
-from pdlab.distillation.rounds import HalvingObjective, Ladder, ladder, round_settings
+from pdlab.distillation.rounds import Ladder, RoundObjective, check_distillable, ladder, round_settings
 from pdlab.errors import PdlabError
 from pdlab.networks.mlp import MLP, MLPConfig
 from pdlab.training.loop import fit
@@ -64,7 +65,7 @@ def test_i_covers_the_grid_evenly() -> None:
 
     mixture = GaussianMixture(torch.tensor([[0.0, 0.0]]), torch.tensor([1.0]))
     spy = Spy(mixture, "x", bounded=False)
-    objective = HalvingObjective(mixture.denoiser(), torch.tensor(4), "truncated")
+    objective = RoundObjective(mixture.denoiser(), torch.tensor(4), "truncated")
     generator = torch.Generator().manual_seed(0)
     for _ in range(50):
         objective(spy, torch.zeros(64, 2), None, generator)
@@ -99,8 +100,8 @@ def halving() -> tuple[Denoiser, Denoiser, GaussianMixture]:
     teacher = Denoiser(network, "v", bounded=False)
     settings = Optimization(updates=1200, batch=256, lr=2e-3, anneal=True)
     fit(teacher, DiffusionObjective("truncated"), source, settings, machine)
-    rounds = Ladder(teacher, "truncated", source, machine)
-    rounds.halve(2, dataclasses.replace(settings, updates=600))
+    rounds = Ladder(teacher, source, machine)
+    rounds.descend(2, dataclasses.replace(settings, updates=600))
     return teacher, rounds.student, mixture
 
 
@@ -130,22 +131,41 @@ def test_a_round_starts_as_its_teacher_and_leaves_it_alone() -> None:
     torch.manual_seed(0)
     teacher = Denoiser(MLP(MLPConfig((2,), width=16, blocks=1, dropout=0.5)), "v", bounded=False)
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
-    rounds = Ladder(teacher, "snr+1", MixtureSource(mixture), Machine("cpu", "fp32"))
-    rounds.halve(4, Optimization(updates=1, batch=8, lr=1e-30))
+    rounds = Ladder(teacher, MixtureSource(mixture), Machine("cpu", "fp32"), weighting="snr+1")
+    rounds.descend(4, Optimization(updates=1, batch=8, lr=1e-30))
     for (name, a), b in zip(teacher.state_dict().items(), rounds.student.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, msg=name)
-    rounds.halve(4, Optimization(updates=3, batch=8, lr=1e-2))
+    rounds.descend(4, Optimization(updates=3, batch=8, lr=1e-2))
     assert all(torch.equal(before[k], v) for k, v in teacher.state_dict().items())
     assert all(torch.equal(before[k], v) for k, v in rounds.teacher.state_dict().items())
     assert rounds.student.steps == 4
-    assert not any(m.p for m in rounds.student.modules() if isinstance(m, torch.nn.Dropout))
+
+
+def test_a_students_training_has_no_dropout_whatever_its_network_is_made_of() -> None:
+    class Drops(torch.nn.Module):
+        """Dropout that no module of it tells of."""
+
+        def __init__(self, share: float) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.share, self.inner = share, torch.nn.Linear(2, 2)
+
+        def forward(self, z: Tensor, logsnr: Tensor) -> Tensor:
+            return torch.nn.functional.dropout(self.inner(z), self.share, self.training)
+
+    source = MixtureSource(GaussianMixture(torch.tensor([[0.8, 0.3]]), torch.tensor([0.25])))
+    made = []
+    for share in (0.0, 0.9):
+        rounds = Ladder(Denoiser(Drops(share), "v", bounded=False), source, Machine("cpu", "fp32"))
+        rounds.descend(4, Optimization(updates=3, batch=8, lr=1e-2))
+        made.append(rounds.student.state_dict())
+    assert all(torch.equal(made[0][name], value) for name, value in made[1].items())
 
 
 def test_eps_networks_are_not_distilled() -> None:
     teacher = Denoiser(MLP(MLPConfig((2,), width=16, blocks=1)), "eps", bounded=False)
-    source = MixtureSource(GaussianMixture(torch.zeros(1, 2), torch.ones(1)))
     with pytest.raises(PdlabError, match="output x, v or both"):
-        Ladder(teacher, "snr", source, Machine("cpu", "fp32"))
+        check_distillable(teacher)
 
 
 def test_rounds_do_not_recompile(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,10 +177,10 @@ def test_rounds_do_not_recompile(monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
     mixture = GaussianMixture(torch.tensor([[0.8, 0.3]]), torch.tensor([0.25]))
     teacher = Denoiser(MLP(MLPConfig((2,), width=16, blocks=1)), "v", bounded=False)
-    rounds = Ladder(teacher, "truncated", MixtureSource(mixture), Machine("cpu", "fp32", compile=True))
+    rounds = Ladder(teacher, MixtureSource(mixture), Machine("cpu", "fp32", compile=True))
     settings, graphs = Optimization(updates=2, batch=8, lr=1e-3), []
     for steps in (8, 4, 2, 1):
-        rounds.halve(steps, settings)
+        rounds.descend(steps, settings)
         rounds.promote()
         graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[0] >= 2  # the student's and the teacher's

@@ -7,7 +7,7 @@ import pytest
 
 from pdlab.distillation import throughput as module
 from pdlab.distillation.throughput import matrix_rate, throughput
-from pdlab.training.cost import forward_flops
+from pdlab.training.cost import size
 from pdlab.training.machine import Machine
 from pdlab.training.presets import preset
 
@@ -22,7 +22,7 @@ def test_images_and_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "distillation_step", step(0.02))
     settings = preset("digits")
     one, two = throughput(settings, Machine("cpu", "fp32"), 50, rate=1e9, seconds=0.3)
-    flops = forward_flops(settings.network, settings.output)
+    flops = size(settings.network, settings.output).flops
     assert (one.step, two.step) == ("training", "distillation")
     assert (one.flops_per_image, two.flops_per_image) == (3 * flops, 5 * flops)
     assert one.images_per_second == pytest.approx(50 / 0.01, rel=0.2)

@@ -19,7 +19,7 @@ def network_of(name: str) -> UNetConfig:
     """The network that a preset trains."""
     settings = preset(name)
     assert isinstance(settings.network, UNetConfig)
-    return replace(settings.network, out_channels=output_channels(settings.output, settings.network.in_channels))
+    return replace(settings.network, out_multiple=output_channels(settings.output, 1))
 
 
 CIFAR10, IMAGENET64, LSUN128 = (network_of(name) for name in ("cifar10-paper", "imagenet64", "lsun128"))
@@ -191,7 +191,7 @@ def test_the_output_depends_on_the_noise_level_and_is_finite_at_its_ends():
 def test_patches_are_channels_of_a_smaller_image():
     """A network of patches is the plain one of 4 times the channels, between space-to-depth and back."""
     patched = awake(replace(TINY, image_size=16, patch=2))
-    plain = awake(replace(TINY, in_channels=12, out_channels=12))
+    plain = awake(replace(TINY, in_channels=12))
     plain.load_state_dict(patched.state_dict())
     z, logsnr = inputs(patched.config)
     # channel c * 4 + 2 * i + j of the small image is pixel (i, j) of its patch

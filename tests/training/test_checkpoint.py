@@ -15,11 +15,11 @@ from pdlab.diffusion.denoiser import Denoiser
 from pdlab.diffusion.schedule import CosineSchedule
 from pdlab.errors import PdlabError
 from pdlab.networks.mlp import MLPConfig
+from pdlab.networks.registry import build, conditioning
 from pdlab.networks.unet import UNetConfig
-from pdlab.training.checkpoint import build_network, load, save
+from pdlab.training.checkpoint import load, save
 from pdlab.training.cost import Cost
-from pdlab.training.presets import preset
-from pdlab.training.teacher import settings_of
+from pdlab.training.presets import preset, to_dict
 from tests import sealed
 
 TINY_UNET = UNetConfig(
@@ -27,7 +27,7 @@ TINY_UNET = UNetConfig(
 )
 INFO = {
     "model": "distilled",
-    "preset": settings_of(preset("digits")),
+    "preset": to_dict(preset("digits")),
     "data": {"name": "digits", "split": "train", "shape": [1, 8, 8], "num_classes": 10, "digest": "a" * 64},
     "ema": True,
     "seed": 0,
@@ -41,7 +41,7 @@ TINY_MLP = MLPConfig((1, 8, 8), width=16, blocks=1, embedding_channels=8)
 def denoiser(config: UNetConfig | MLPConfig = TINY_MLP, output: str = "v", steps: int | None = None) -> Denoiser:
     torch.manual_seed(0)
     schedule = CosineSchedule(-math.inf, 18.0)
-    return Denoiser(build_network(config, output), output, schedule, steps=steps)
+    return Denoiser(build(config, output), output, schedule, steps=steps, **conditioning(config))
 
 
 @pytest.mark.parametrize("output", ["x", "both"])
@@ -128,7 +128,7 @@ DAMAGE = {
     "8 TB": (lambda f: os.truncate(f / "model.safetensors", 8 << 40), "has 8,796,093,022,208 bytes"),
     "unknown kind": (
         lambda f: edit(f, network={"kind": "gan"}),
-        "kind must be one of mlp, unet, not 'gan'",
+        "kind must be one of mlp, unet, own, not 'gan'",
     ),
     "unknown output": (lambda f: edit(f, output="y"), "unknown output"),
 }
@@ -196,5 +196,5 @@ def test_a_path_that_is_a_file(tmp_path: Path) -> None:
 
 
 def test_dropout_is_only_in_training_networks() -> None:
-    assert build_network(TINY_MLP, "v", 0.3).config.dropout == 0.3
-    assert dataclasses.replace(TINY_MLP, dropout=0.3) != build_network(TINY_MLP, "v").config
+    assert build(TINY_MLP, "v", 0.3).config.dropout == 0.3
+    assert dataclasses.replace(TINY_MLP, dropout=0.3) != build(TINY_MLP, "v").config

@@ -6,8 +6,8 @@ import pytest
 
 from pdlab.errors import PdlabError
 from pdlab.networks.grow import grow
-from pdlab.training.presets import Preset, from_dict, override, preset, presets
-from pdlab.training.teacher import new_denoiser, settings_of
+from pdlab.training.presets import PRESETS, Preset, from_dict, override, preset, to_dict
+from pdlab.training.teacher import new_denoiser
 
 
 @pytest.mark.parametrize(
@@ -30,12 +30,12 @@ def test_the_papers_settings(
     assert (p.first_steps, p.output, p.weighting) == (first, output, "truncated")
 
 
-@pytest.mark.parametrize("name", presets())
+@pytest.mark.parametrize("name", PRESETS)
 def test_settings_survive_json(name: str) -> None:
-    assert from_dict(settings_of(preset(name))) == preset(name)
+    assert from_dict(to_dict(preset(name))) == preset(name)
     unbounded = override(preset(name), {"logsnr_min": "-inf"})
-    assert settings_of(unbounded)["logsnr_min"] is None
-    assert from_dict(settings_of(unbounded)).logsnr_min == -math.inf
+    assert to_dict(unbounded)["logsnr_min"] is None
+    assert from_dict(to_dict(unbounded)).logsnr_min == -math.inf
 
 
 def test_override_reads_every_type() -> None:
