@@ -2,10 +2,7 @@
 
 import dataclasses
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -187,31 +184,3 @@ def test_ema_is_the_average_it_says() -> None:
         expected = decay * expected + (1 - decay) * weight
     torch.testing.assert_close(ema.shadow["w"], expected)
     assert (weight - ema.shadow["w"] - 9).abs().max() < 1e-2  # a lag of decay/(1 - decay)
-
-
-def test_bf16_autocast_keeps_losses_in_float32() -> None:
-    machine, denoiser = Machine("cpu", "bf16"), fresh()
-    wrapped = machine.for_training(denoiser.network)
-    z = torch.randn(4, 1, 8, 8)
-    torch.nn.init.normal_(denoiser.network.last.weight)
-    low, full = wrapped(z, torch.zeros(4)), denoiser.network(z, torch.zeros(4))
-    assert low.dtype is torch.float32
-    assert 0 < (low - full).abs().max() < 0.3
-    with machine.for_sampling(denoiser.network) as network:
-        assert next(network.parameters()).dtype is torch.bfloat16
-    torch.testing.assert_close(denoiser.network(z, torch.zeros(4)), full, rtol=0, atol=0)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize(("name", "value"), [("ACCELERATE_USE_CPU", "banana"), ("WORLD_SIZE", "4")])
-def test_an_environment_that_cannot_be_is_said(name: str, value: str) -> None:
-    program = "from pdlab.training.machine import Machine; Machine('cpu')"  # apart: it leaves its marks
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=os.environ | {name: value}
-    )
-    assert "pdlab.errors.PdlabError: Accelerate cannot start" in result.stderr
-
-
-def test_a_missing_gpu_is_said() -> None:
-    with pytest.raises(PdlabError, match="--device cpu"):
-        Machine("cuda")
