@@ -182,7 +182,7 @@ def train(
     )
     settings = override(find_preset(preset), given)
     machine = Machine(device.value, settings.precision, compile)
-    source = load_data(settings.data, "train", data, settings.size, download)
+    source = load_data(settings.data, "train", data, settings.size, download, settings.resize)
     check_preset(settings, source)
     small = find(grow_from) if grow_from is not None else None
     with Run(run) as folder, Log(folder.path) as log:
@@ -606,9 +606,11 @@ def _data_of(model: Any, root: Path | None, dataset: str | None, download: bool)
     from pdlab.data import load as load_data
     from pdlab.distillation.rounds import check_same_data
     from pdlab.training.checkpoint import known
+    from pdlab.training.presets import from_dict
 
-    settings = known(model)["preset"]
-    source = load_data(dataset or model.info["data"]["name"], "train", root, settings["size"], download)
+    settings = from_dict(known(model)["preset"])
+    name = dataset or model.info["data"]["name"]
+    source = load_data(name, "train", root, settings.size, download, settings.resize)
     check_same_data(model, source)
     return source
 
@@ -617,7 +619,7 @@ def _images(settings: Any, root: Path | None, download: bool = False) -> Any:
     from pdlab.data import ImageSource
     from pdlab.data import load as load_data
 
-    source = load_data(settings.data, "train", root, settings.size, download)
+    source = load_data(settings.data, "train", root, settings.size, download, settings.resize)
     if not isinstance(source, ImageSource):
         raise PdlabError(f"{settings.data} is 2-D: the zoo measures images only; try pdlab train and pdlab distill")
     return source

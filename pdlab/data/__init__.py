@@ -22,6 +22,7 @@ def load(
     root: str | Path | None = None,
     size: int | None = None,
     download: bool = False,
+    resize: str = "box",
 ) -> Source:
     """The data set `name`, on the CPU; move it with `.to(device)`.
 
@@ -30,6 +31,7 @@ def load(
         split: "train" or "test"; digits and folder have only "train".
         root: where cifar10 lies (default: $PDLAB_DATA, then the cache), or the folder of images.
         size: for a folder: the side in pixels that its images are brought to.
+        resize: for a folder: how they are, see `folder.load`.
         download: fetch cifar10 (162 MiB) where it is not found. Nothing else is ever downloaded.
 
     Raises:
@@ -39,14 +41,14 @@ def load(
         raise PdlabError(f'unknown split "{split}": choose train or test')
     where = None if root is None else place(root, "--data")
     try:
-        return _load(name, split, where, size, download)
+        return _load(name, split, where, size, download, resize)
     except OSError as error:
         raise PdlabError(
             f"cannot read {error.filename or name}: {reason(error)}; put that right, or give --data"
         ) from error
 
 
-def _load(name: str, split: str, root: Path | None, size: int | None, download: bool) -> Source:
+def _load(name: str, split: str, root: Path | None, size: int | None, download: bool, resize: str) -> Source:
     if name == "cifar10":
         return cifar10.load(split, root, download)
     if name == "cifar10-16px":
@@ -56,7 +58,7 @@ def _load(name: str, split: str, root: Path | None, size: int | None, download: 
     if name == "folder":
         if root is None or size is None:
             raise PdlabError("a folder of images needs root (--data DIR) and size (pixels, for example 64)")
-        return folder.load(root, size, split)
+        return folder.load(root, size, split, resize)
     if name in toys.TOYS:
         return toys.ToySource(name, split)
     raise PdlabError(f'unknown data set "{name}": choose one of {", ".join(names())}')

@@ -20,7 +20,7 @@ from pdlab.training.cost import Cost, check_memory, forward_flops
 from pdlab.training.log import Log
 from pdlab.training.loop import Trained, fit, trainable
 from pdlab.training.machine import Machine
-from pdlab.training.objective import stratified_times
+from pdlab.training.objective import TIMES
 from pdlab.training.presets import Optimization, Preset
 from pdlab.training.run import Run
 from pdlab.training.teacher import check_fits, describe, settings_of
@@ -53,17 +53,17 @@ class HalvingObjective:
     """The student's: one DDIM step of a student of `steps` steps against two of the `teacher`'s.
 
     `steps` is a 0-d integer tensor on the device, so that one compiled function serves every round. Where both
-    take a guidance weight, one is drawn for each example and given to both.
+    take a guidance weight, one is drawn for each example and given to both. `times` says how i is drawn.
     """
 
     teacher_forwards = 2
 
-    def __init__(self, teacher: Denoiser, steps: Tensor, weighting: str) -> None:
-        self.teacher, self.steps, self.weighting = teacher, steps, WEIGHTINGS[weighting]
+    def __init__(self, teacher: Denoiser, steps: Tensor, weighting: str, times: str = "stratified") -> None:
+        self.teacher, self.steps, self.weighting, self.times = teacher, steps, WEIGHTINGS[weighting], times
 
     def __call__(self, denoiser: Denoiser, x: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
         """Losses `[B]` for data `x` `[B, …]`, at i ~ U{1, …, N}, t = i/N."""
-        i = torch.ceil(stratified_times(len(x), generator, x.device) * self.steps)
+        i = torch.ceil(TIMES[self.times](len(x), generator, x.device) * self.steps)
         t = i / self.steps
         eps = torch.randn(x.shape, generator=generator, device=x.device)
         w = draw_guidance(denoiser, len(x), generator, x.device)
@@ -107,6 +107,7 @@ class Ladder:
         self.student.network.load_state_dict(self.teacher.network.state_dict())
         self.student.steps = steps
         self._steps.fill_(steps)
+        self._objective.times = settings.times
         trained = fit(
             self.student,
             self._objective,
@@ -239,7 +240,7 @@ def _guide(
         student = machine.place(guided_student(teacher.denoiser, preset.guidance_max, seed))
         trained = fit(
             student,
-            GuidedObjective(trainable(original, machine), preset.weighting),
+            GuidedObjective(trainable(original, machine), preset.weighting, preset.guide.times),
             source.to(machine.device),
             preset.guide,
             machine,

@@ -64,7 +64,7 @@ def train(
     if note and log is not None:
         log.say(note)
     source = source.to(machine.device)
-    objective = DiffusionObjective(preset.weighting, preset.teacher.label_drop)
+    objective = DiffusionObjective(preset.weighting, preset.teacher.label_drop, preset.teacher.times)
     flops = forward_flops(preset.network, preset.output)
 
     def keep(name: str, updates: int, trained: Trained) -> None:
