@@ -34,7 +34,6 @@ from pdlab.training import checkpoint as files
 from pdlab.training.checkpoint import Checkpoint
 from pdlab.training.log import Log
 from pdlab.training.machine import Machine
-from pdlab.training.objective import Objective
 from pdlab.training.presets import Optimization, Preset, to_dict
 from pdlab.training.run import Run
 from pdlab.training.teacher import TEACHER, describe
@@ -100,7 +99,7 @@ def distill(
     batch: int | None = None,
     lr: float | None = None,
     weighting: str | None = None,
-    objective: Callable[[Denoiser, Tensor, str, int], Objective] = RoundObjective,
+    objective: Callable[[Denoiser, Tensor, str, int], RoundObjective] = RoundObjective,
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
@@ -217,9 +216,9 @@ def sample(
     memory.check(8 * n * torch.Size(checkpoint.shape).numel(), f"{n:,} samples", "take a smaller n")
     machine = Machine(device, precision or checkpoint.precision)
     denoiser = machine.place(checkpoint.denoiser)
-    with machine.for_sampling(denoiser.network):
+    with machine.for_sampling(denoiser) as live:
         parts = generate(
-            denoiser,
+            live,
             checkpoint.shape,
             n,
             steps,

@@ -140,8 +140,8 @@ def sampling(settings: Preset, machine: Machine, n: int, steps: int) -> Callable
     shape = (n, 3, settings.network.image_size, settings.network.image_size)
 
     def work() -> Tensor:
-        with machine.for_sampling(denoiser.network), torch.inference_mode():
-            return to_uint8(sample(denoiser, torch.randn(shape, device=machine.device), steps))
+        with machine.for_sampling(denoiser) as live, torch.inference_mode():
+            return to_uint8(sample(live, torch.randn(shape, device=machine.device), steps))
 
     return work
 
@@ -228,8 +228,8 @@ def bf16_error(settings: Preset, machine: Machine, n: int = 16, steps: int = 8) 
         z = torch.randn(n, 3, settings.network.image_size, settings.network.image_size)
     z = z.to(machine.device)
     full = sample(denoiser, z, steps)
-    with machine.for_sampling(denoiser.network):
-        low = sample(denoiser, z, steps)
+    with machine.for_sampling(denoiser) as live:
+        low = sample(live, z, steps)
     return float((full - low).abs().mean()) / 2
 
 

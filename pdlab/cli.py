@@ -199,7 +199,7 @@ def train(
     )
     settings = override(find_preset(preset), given)
     machine = Machine(device.value, settings.precision, compile)
-    source = load_data(settings.data, "train", data, settings.size, download)
+    source = load_data(settings.data, "train", data, settings.size, download, settings.resize)
     check_preset(settings, source)
     small = find(grow_from) if grow_from is not None else None
     with Run(run) as folder, Log(folder.path) as log:
@@ -636,16 +636,15 @@ def _data_of(model: Any, root: Path | None, dataset: str | None, download: bool)
     from pdlab.data import load as load_data
     from pdlab.data import names
     from pdlab.distillation.rounds import check_same_data
-    from pdlab.training.checkpoint import known
 
-    settings = known(model)["preset"]
+    settings = model.preset
     name = dataset or model.info["data"]["name"]
     if dataset is None and name not in names():
         raise PdlabError(
             f"{model.path} was trained on {name}, which no data set here is called: give --dataset with the same "
             "images (folder, with --data DIR), or --plugin FILE.py that registers it"
         )
-    source = load_data(name, "train", root, settings["size"] or model.shape[-1], download)
+    source = load_data(name, "train", root, settings.size or model.shape[-1], download, settings.resize)
     check_same_data(model, source)
     return source
 
@@ -654,7 +653,7 @@ def _images(settings: Any, root: Path | None, download: bool = False) -> Any:
     from pdlab.data import ImageSource
     from pdlab.data import load as load_data
 
-    source = load_data(settings.data, "train", root, settings.size, download)
+    source = load_data(settings.data, "train", root, settings.size, download, settings.resize)
     if not isinstance(source, ImageSource):
         raise PdlabError(f"{settings.data} is 2-D: the zoo measures images only; try pdlab train and pdlab distill")
     return source

@@ -231,9 +231,9 @@ def write_samples(
     memory.check(24 * n * torch.Size(model.shape).numel(), f"{n:,} samples", "take a smaller --n")
     model.denoiser.check_guidance(guidance)
     labels = labels_of(model.denoiser, n, model.class_numbers(classes))
-    with Log() as log, machine.for_sampling(machine.place(model.denoiser).network):
+    with Log() as log, machine.for_sampling(machine.place(model.denoiser)) as denoiser:
         parts = generate(
-            model.denoiser,
+            denoiser,
             model.shape,
             n,
             steps,

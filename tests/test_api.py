@@ -214,7 +214,7 @@ def test_names_that_are_taken_are_refused() -> None:
     with pytest.raises(pdlab.PdlabError, match="a network 'unet' already"):
         pdlab.register_network("unet")(Net)
     with pytest.raises(pdlab.PdlabError, match="a data set 'digits' already"):
-        pdlab.register_dataset("digits")(lambda split, root, size, download: None)  # type: ignore[arg-type, return-value]
+        pdlab.register_dataset("digits")(lambda wanted: None)  # type: ignore[arg-type, return-value]
     with pytest.raises(pdlab.PdlabError, match="must be a dataclass with a shape"):
         pdlab.register_network("other", int)(Net)
     assert SAMPLERS["ddim"] is ddim

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,14 +26,23 @@ __all__ = [
 ]
 
 
-#: `loader(split, root, size, download) -> Source`; see `load` for the arguments.
-Loader = Callable[[str, Path | None, int | None, bool], Source]
+class Wanted(NamedTuple):
+    """What a loader is asked for: the arguments of `load`."""
+
+    split: str
+    root: Path | None
+    size: int | None
+    download: bool
+    resize: str
+
+
+Loader = Callable[[Wanted], Source]
 DATASETS: dict[str, Loader] = {}
 L = TypeVar("L", bound=Loader)
 
 
 def register_dataset(name: str) -> Callable[[L], L]:
-    """Register the decorated `loader(split, root, size, download) -> Source` under `name`.
+    """Register the decorated `loader(wanted: Wanted) -> Source` under `name`.
 
     It is then known to `load` and to `--dataset`. PdlabError for a name that is taken by another.
     """
@@ -63,6 +72,7 @@ def load(
     root: str | Path | None = None,
     size: int | None = None,
     download: bool = False,
+    resize: str = "box",
 ) -> Source:
     """The data set `name`, on the CPU; move it with `.to(device)`.
 
@@ -71,6 +81,7 @@ def load(
         split: "train" or "test"; digits and folder have only "train".
         root: where cifar10 lies (default: $PDLAB_DATA, then the cache), or the folder of images.
         size: for a folder: the side in pixels that its images are brought to.
+        resize: for a folder: how they are, see `folder.load`.
         download: fetch cifar10 (162 MiB) where it is not found. Nothing else is ever downloaded.
 
     Raises:
@@ -82,7 +93,7 @@ def load(
     if name not in DATASETS:
         raise PdlabError(f'unknown data set "{name}": choose one of {", ".join(DATASETS)}')
     try:
-        source = DATASETS[name](split, where, size, download)
+        source = DATASETS[name](Wanted(split, where, size, download, resize))
     except OSError as error:
         raise PdlabError(
             f"cannot read {error.filename or name}: {reason(error)}; put that right, or give --data"
@@ -133,26 +144,26 @@ def source_of(data: Source | Tensor, labels: Tensor | None = None, classes: Sequ
 
 
 @register_dataset("cifar10")
-def _cifar10(split: str, root: Path | None, size: int | None, download: bool) -> Source:
-    return cifar10.load(split, root, download)
+def _cifar10(wanted: Wanted) -> Source:
+    return cifar10.load(wanted.split, wanted.root, wanted.download)
 
 
 @register_dataset("cifar10-16px")
-def _cifar10_16px(split: str, root: Path | None, size: int | None, download: bool) -> Source:
-    return cifar10.halved(cifar10.load(split, root, download))
+def _cifar10_16px(wanted: Wanted) -> Source:
+    return cifar10.halved(cifar10.load(wanted.split, wanted.root, wanted.download))
 
 
 @register_dataset("digits")
-def _digits(split: str, root: Path | None, size: int | None, download: bool) -> Source:
-    return digits.load(split)
+def _digits(wanted: Wanted) -> Source:
+    return digits.load(wanted.split)
 
 
 @register_dataset("folder")
-def _folder(split: str, root: Path | None, size: int | None, download: bool) -> Source:
-    if root is None or size is None:
+def _folder(wanted: Wanted) -> Source:
+    if wanted.root is None or wanted.size is None:
         raise PdlabError("a folder of images needs root (--data DIR) and size (pixels, for example 64)")
-    return folder.load(root, size, split)
+    return folder.load(wanted.root, wanted.size, wanted.split, wanted.resize)
 
 
 for _name in toys.TOYS:
-    DATASETS[_name] = lambda split, root, size, download, name=_name: toys.ToySource(name, split)  # type: ignore[misc]
+    DATASETS[_name] = lambda wanted, name=_name: toys.ToySource(name, wanted.split)  # type: ignore[misc]

@@ -17,7 +17,7 @@ from pdlab.diffusion.weighting import WEIGHTINGS
 from pdlab.errors import PdlabError
 from pdlab.networks.registry import CONDITION, Own, build, config_of
 from pdlab.seeds import seed_for
-from pdlab.training.objective import stratified_times
+from pdlab.training.objective import TIMES
 
 #: Name of stage one's checkpoint and stage.
 GUIDED = "guided"
@@ -26,17 +26,18 @@ GUIDED = "guided"
 class GuidedObjective:
     """Stage one's: the student's prediction at (z_t, class, w) against the `teacher`'s guided by w.
 
-    t ~ U(0, 1], w ~ U[0, guidance_max] for each example, at the weighting the teacher was trained with.
+    t ~ U(0, 1], drawn as `times` says, w ~ U[0, guidance_max] for each example, at the weighting the teacher was
+    trained with.
     """
 
     teacher_forwards = 2  # one call of twice the batch
 
-    def __init__(self, teacher: Denoiser, weighting: str) -> None:
-        self.teacher, self.weighting = teacher, WEIGHTINGS[weighting]
+    def __init__(self, teacher: Denoiser, weighting: str, times: str = "stratified") -> None:
+        self.teacher, self.weighting, self.times = teacher, WEIGHTINGS[weighting], TIMES[times]
 
     def __call__(self, denoiser: Denoiser, x: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
         """Losses `[B]` for data `x` `[B, …]` of classes `labels` `[B]`."""
-        t = stratified_times(len(x), generator, x.device)
+        t = self.times(len(x), generator, x.device)
         eps = torch.randn(x.shape, generator=generator, device=x.device)
         w = draw_guidance(denoiser, len(x), generator, x.device)
         z = diffuse(denoiser.schedule, x, t, eps)

@@ -23,7 +23,7 @@ from pdlab.training.cost import Cost, check_memory, size_of
 from pdlab.training.log import Log
 from pdlab.training.loop import Trained, fit, trainable
 from pdlab.training.machine import Machine
-from pdlab.training.objective import Objective, stratified_times
+from pdlab.training.objective import TIMES
 from pdlab.training.presets import Optimization, Preset, to_dict
 from pdlab.training.run import Run
 from pdlab.training.teacher import check_fits, describe
@@ -61,16 +61,17 @@ class RoundObjective:
     """The student's: one DDIM step of a student of `steps` steps against `hops` of the `teacher`'s.
 
     `steps` is a 0-d integer tensor on the device, so that one compiled function serves every round. Where both
-    take a guidance weight, one is drawn for each example and given to both. A variant of the method overrides
-    `times` or `target`.
+    take a guidance weight, one is drawn for each example and given to both. `draw` says how i is drawn (see
+    `training.objective.TIMES`). A variant of the method overrides `times` or `target`.
     """
 
     def __init__(self, teacher: Denoiser, steps: Tensor, weighting: str, hops: int = 2) -> None:
         self.teacher, self.steps, self.weighting, self.hops = teacher, steps, WEIGHTINGS[weighting], hops
+        self.draw = "stratified"
 
     def times(self, n: int, generator: torch.Generator, device: torch.device) -> list[Tensor]:
         """The teacher's times, `hops` + 1 of `[n]`, from the student's t = i/N, i ~ U{1, …, N}, to t − 1/N."""
-        i = torch.ceil(stratified_times(n, generator, device) * self.steps)
+        i = torch.ceil(TIMES[self.draw](n, generator, device) * self.steps)
         return [(i - k / self.hops) / self.steps for k in range(self.hops + 1)]
 
     def target(self, z: Tensor, times: list[Tensor], labels: Tensor | None, guidance: Tensor | None) -> Prediction:
@@ -108,7 +109,7 @@ class Ladder:
         *,
         weighting: str = "truncated",
         hops: int = 2,
-        objective: Callable[[Denoiser, Tensor, str, int], Objective] = RoundObjective,
+        objective: Callable[[Denoiser, Tensor, str, int], RoundObjective] = RoundObjective,
     ) -> None:
         self.machine, self.hops = machine, hops
         self.source = source.to(machine.device)
@@ -138,6 +139,7 @@ class Ladder:
         self.student.network.load_state_dict((start or self.teacher).network.state_dict())
         self.student.steps = steps
         self._steps.fill_(steps)
+        self._objective.draw = settings.times
         trained = fit(
             self.student,
             self._objective,
@@ -186,7 +188,7 @@ def distill(
     first: int,
     last: int = 1,
     hops: int = 2,
-    objective: Callable[[Denoiser, Tensor, str, int], Objective] = RoundObjective,
+    objective: Callable[[Denoiser, Tensor, str, int], RoundObjective] = RoundObjective,
     seed: int = 0,
     log: Log | None = None,
     save_every: float = 60.0,
@@ -275,7 +277,7 @@ def _guide(
         student = machine.place(guided_student(teacher.denoiser, preset.guidance_max, seed))
         trained = fit(
             student,
-            GuidedObjective(trainable(original, machine), preset.weighting),
+            GuidedObjective(trainable(original, machine), preset.weighting, preset.guide.times),
             source.to(machine.device),
             preset.guide,
             machine,

@@ -237,8 +237,7 @@ def sample_features(
     options: Mapping[str, float] | None = None,
 ) -> Tensor:
     """Features `[yardstick.n, dim]` of samples of `checkpoint`, rounded to uint8."""
-    denoiser = machine.place(checkpoint.denoiser)
-    with machine.for_sampling(denoiser.network):
+    with machine.for_sampling(machine.place(checkpoint.denoiser)) as denoiser:
         parts = generate(
             denoiser,
             checkpoint.shape,
@@ -292,7 +291,7 @@ def rows_of(
             seed=seed,
             ema=bool(checkpoint.info.get("ema")),
             checkpoint=checkpoint.sha256 or None,
-            precision=machine.precision_for(denoiser.network),
+            precision=machine.computes_in(denoiser.network),
             device=machine.describe(),
             versions=versions(),
             real=yardstick.real[kind],

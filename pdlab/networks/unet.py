@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pdlab import schema
 from pdlab.errors import PdlabError
 from pdlab.networks.embedding import guidance_embedding, time_embedding
+from pdlab.networks.final import FinalConv2d, full_precision
 from pdlab.networks.registry import register_network
 
 
@@ -188,6 +189,12 @@ def _rescaled(z: Tensor, logsnr: Tensor, halvings: int) -> Tensor:
     return z * variance.rsqrt()[:, None, None, None].to(z.dtype)
 
 
+def _output(norm: nn.GroupNorm, conv: FinalConv2d, h: Tensor, patch: int) -> Tensor:
+    """conv(swish(norm(h))) as an image, in the dtype of the weights also under autocast."""
+    with full_precision(h):
+        return F.pixel_shuffle(conv(_swish(norm(h.to(conv.weight.dtype)))), patch)
+
+
 class InnerImage(nn.Module):
     """Where an inner level reads the image beside the features of the level around it, and writes its own part."""
 
@@ -198,7 +205,7 @@ class InnerImage(nn.Module):
         self.around = nn.Conv2d(config.widths[level - 1], width, 1)
         self.conv_in = nn.Conv2d(config.in_channels * self.patch**2, width, 3, padding=1)
         self.norm_out = _norm(width, config.group_size)
-        self.conv_out = nn.Conv2d(width, config.out_channels * self.patch**2, 3, padding=1)
+        self.conv_out = FinalConv2d(width, config.out_channels * self.patch**2)
 
     def enter(self, h: Tensor, z: Tensor, logsnr: Tensor) -> Tensor:
         """Features `[B, C', H, W]` of the level around, and the image, as this level's `[B, C, H, W]`."""
@@ -206,7 +213,7 @@ class InnerImage(nn.Module):
 
     def leave(self, h: Tensor) -> Tensor:
         """This level's part of the output, `[B, out_channels, image_size, image_size]`."""
-        return F.pixel_shuffle(self.conv_out(_swish(self.norm_out(h))), self.patch)
+        return _output(self.norm_out, self.conv_out, h, self.patch)
 
 
 @register_network("unet", UNetConfig)
@@ -216,7 +223,8 @@ class UNet(nn.Module):
     `forward(z, logsnr, labels=None, guidance=None)`: z `[B, in_channels, image_size, image_size]`, logsnr `[B]`
     (±inf allowed), labels int64 `[B]` in [0, num_classes) (or num_classes: none, with `null_class`) if the
     network is class-conditional, guidance `[B]` if it takes one; the result is `[B, out_channels, image_size,
-    image_size]` in z's dtype, whatever the dtype of the weights. It is zero before training. Fastest with
+    image_size]` in z's dtype, whatever the dtype of the weights; under autocast the last norm and convolution, and
+    what follows, are in that of the weights. It is zero before training. Fastest with
     `network.to(memory_format=torch.channels_last)`. `PdlabError` if labels or guidance are missing, or given to
     a network that takes none, or if z has another shape.
     """
@@ -265,7 +273,7 @@ class UNet(nn.Module):
                     stage.append(residual(width, width, "up"))
                 self.up.append(nn.ModuleList(stage))
         self.norm_out = _norm(width, config.group_size)
-        self.conv_out = nn.Conv2d(width, config.out_channels * config.patch**2, 3, padding=1)
+        self.conv_out = FinalConv2d(width, config.out_channels * config.patch**2)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -329,7 +337,7 @@ class UNet(nn.Module):
                     part = inner[level - 1].leave(h)
                     out = part if out is None else out + part
                 h, level = _run(blocks[-1:], h, embedding), level - 1
-        part = F.pixel_shuffle(self.conv_out(_swish(self.norm_out(h))), self.config.patch)
+        part = _output(self.norm_out, self.conv_out, h, self.config.patch)
         return (part if out is None else out + part).to(z.dtype)
 
 

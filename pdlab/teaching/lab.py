@@ -23,7 +23,7 @@ from pdlab.networks.registry import build, conditioning, config_of
 from pdlab.seeds import seed_for
 from pdlab.training.loop import fit
 from pdlab.training.machine import Machine
-from pdlab.training.objective import DiffusionObjective, stratified_times
+from pdlab.training.objective import TIMES, DiffusionObjective
 from pdlab.training.presets import Optimization
 
 NETWORK = MLPConfig(shape=(2,), width=64, blocks=2, embedding_channels=32)
@@ -122,7 +122,7 @@ class OffGridObjective(RoundObjective):
 
     def times(self, n: int, generator: Generator, device: torch.device) -> list[Tensor]:
         """See RoundObjective."""
-        t = stratified_times(n, generator, device)
+        t = TIMES[self.draw](n, generator, device)
         end = (t - 1 / self.steps).clamp(min=0)
         return [torch.lerp(t, end, k / self.hops) for k in range(self.hops + 1)]
 

@@ -79,7 +79,7 @@ def fit(
     live = live or trainable(denoiser, machine)
     parameters = dict(network.named_parameters())
     optimizer = Optimizers(network, settings)
-    ema = EMA(parameters, settings.ema) if settings.ema else None
+    ema = EMA(parameters, settings.ema, settings.ema_warmup) if settings.ema else None
     state = _State(parameters, optimizer, ema)
     first, before = state.restore(run, stage, log)
     if first > settings.updates:

@@ -70,7 +70,7 @@ def train(
     if note and log is not None:
         log.say(note)
     source = source.to(machine.device)
-    objective = DiffusionObjective(preset.weighting, teaching.label_drop)
+    objective = DiffusionObjective(preset.weighting, teaching.label_drop, teaching.times)
     flops = size_of(denoiser).flops
 
     def keep(name: str, updates: int, trained: Trained) -> None:

@@ -287,9 +287,10 @@ def images(name: str, split: str = "train", root: str | Path | None = None) -> I
 
     The source's `name` says which. A damaged data set is an error, not a reason for the pool.
     """
-    data = manifest(name)["data"]
+    found = manifest(name)
+    data, settings = found["data"], from_dict(found["settings"])
     try:
-        source = load_data(data["name"], split, root, data["size"])
+        source = load_data(data["name"], split, root, settings.size, resize=settings.resize)
     except PdlabError as error:
         if root is not None or "not found" not in str(error):
             raise

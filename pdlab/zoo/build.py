@@ -261,8 +261,7 @@ def _pool(
     how, model = report["teacher_best"], load(teacher)
     options = {key: value for key, value in how["sampler"].items() if key != "name"}
     name, steps = how["sampler"]["name"], how["steps"]
-    denoiser = machine.place(model.denoiser)
-    with machine.for_sampling(denoiser.network):
+    with machine.for_sampling(machine.place(model.denoiser)) as denoiser:
         parts = generate(
             denoiser,
             model.shape,

@@ -15,7 +15,7 @@ from pdlab.errors import PdlabError
 from pdlab.networks.mlp import MLP, MLPConfig
 from pdlab.training.loop import fit
 from pdlab.training.machine import Machine
-from pdlab.training.objective import DiffusionObjective, stratified_times
+from pdlab.training.objective import TIMES, DiffusionObjective, independent_times, stratified_times
 from pdlab.training.presets import Optimization
 
 
@@ -53,6 +53,30 @@ def test_times_are_uniform_and_stratified() -> None:
     assert (t.sort(1).values.diff() - 1 / 8).abs().max() < 1e-6  # one in every eighth
     assert abs(float(t.mean()) - 0.5) < 0.01
     assert abs(float(t[:, 0].std()) - (1 / (8 * 12**0.5))) < 0.05
+
+
+def test_independent_times_are_uniform_and_know_nothing_of_one_another() -> None:
+    generator = torch.Generator().manual_seed(0)
+    t = torch.stack([independent_times(8, generator, torch.device("cpu")) for _ in range(20_000)])
+    assert t.min() > 0
+    assert t.max() <= 1
+    counts = torch.histc(t, 10, 0, 1) / t.numel()
+    assert (counts - 0.1).abs().max() < 5 * (0.09 / t.numel()) ** 0.5
+    assert (torch.corrcoef(t.T) - torch.eye(8)).abs().max() < 5 / len(t) ** 0.5
+    eighths = (t * 8).ceil()
+    assert 0 < (eighths.sort(1).values.diff() == 0).any(1).float().mean() < 1  # stratified: never
+
+
+@pytest.mark.parametrize("times", ["stratified", "independent"])
+def test_a_round_draws_its_times_as_its_settings_say(times: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    for name, draw in list(TIMES.items()):
+        monkeypatch.setitem(TIMES, name, lambda *args, n=name, d=draw: (drawn.append(n), d(*args))[1])
+    mixture = GaussianMixture(torch.tensor([[0.8, 0.3]]), torch.tensor([0.25]))
+    teacher = Denoiser(MLP(MLPConfig((2,), width=16, blocks=1)), "v", bounded=False)
+    rounds = Ladder(teacher, "snr+1", MixtureSource(mixture), Machine("cpu", "fp32"))
+    rounds.halve(4, Optimization(updates=2, batch=8, lr=1e-3, times=times))  # type: ignore[arg-type]
+    assert drawn == [times] * 2
 
 
 def test_i_covers_the_grid_evenly() -> None:

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pdlab.diffusion.prediction import output_channels
 from pdlab.errors import PdlabError
+from pdlab.networks.final import FinalConv2d
 from pdlab.networks.unet import AttentionBlock, ResidualBlock, UNet, UNetConfig
 from pdlab.training.presets import preset
 
@@ -282,3 +283,21 @@ def test_guidance_is_asked_for_and_refused_by_name():
         UNet(config)(z, logsnr, labels, torch.ones(3))
     with pytest.raises(PdlabError, match="takes guidance"):
         UNet(replace(config, guidance_max=4.0))(z, logsnr, labels)
+
+
+def test_the_last_convolution_is_a_product_of_matrices_where_cudnn_would_round_it():
+    torch.manual_seed(0)
+    conv = FinalConv2d(5, 2)
+    torch.nn.init.normal_(conv.bias)
+    x = torch.randn(3, 5, 6, 4, requires_grad=True)
+    loss = torch.randn(3, 2, 6, 4)
+    found = [torch.autograd.grad((f(x) * loss).sum(), [x, *conv.parameters()]) for f in (conv, conv.by_product)]
+    torch.testing.assert_close(conv.by_product(x), conv(x))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    elsewhere = FinalConv2d(5, 2).to("meta")
+    with torch.profiler.profile() as profile:
+        assert elsewhere(x.to("meta")).shape == (3, 2, 6, 4)
+    names = {event.key for event in profile.key_averages()}
+    assert "aten::matmul" in names
+    assert not [name for name in names if "conv" in name]

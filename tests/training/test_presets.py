@@ -27,7 +27,16 @@ def test_the_papers_settings(
     assert (p.distill.batch, p.distill.lr, p.distill.updates) == (batch, round_lr, 50_000)
     assert (p.distill.dropout, p.distill.weight_decay, p.distill.ema, p.distill.warmup) == (0, 0, 0, 0)
     assert p.distill.anneal
+    assert (p.teacher.ema_warmup, p.teacher.times, p.distill.times) == (False, "independent", "independent")
+    assert p.resize == ("bilinear" if name == "lsun128" else "box")
     assert (p.first_steps, p.output, p.weighting) == (first, output, "truncated")
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS.keys() - {"cifar10-paper", "imagenet64", "lsun128"}))
+def test_small_presets_go_pdlabs_way(name: str) -> None:
+    p = preset(name)
+    for job in (p.teaching, p.distill, p.guide):
+        assert (job.ema_warmup, job.times) == (True, "stratified")
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -68,6 +77,8 @@ def test_override_reads_every_type() -> None:
         ({"teacher": "1"}, "not a single field"),
         ({"output": "w"}, "unknown output 'w': choose one of x, eps, v, both"),
         ({"weighting": "min-snr"}, "unknown weighting"),
+        ({"teacher.times": "sorted"}, "times must be 'stratified' or 'independent', not 'sorted'"),
+        ({"resize": "nearest"}, "resize must be 'box' or 'bilinear', not 'nearest'"),
         ({"precision": "fp8"}, "precision must be 'auto', 'fp32' or 'bf16', not 'fp8'"),
     ],
 )
