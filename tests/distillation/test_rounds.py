@@ -74,8 +74,8 @@ def test_a_round_draws_its_times_as_its_settings_say(times: str, monkeypatch: py
         monkeypatch.setitem(TIMES, name, lambda *args, n=name, d=draw: (drawn.append(n), d(*args))[1])
     mixture = GaussianMixture(torch.tensor([[0.8, 0.3]]), torch.tensor([0.25]))
     teacher = Denoiser(MLP(MLPConfig((2,), width=16, blocks=1)), "v", bounded=False)
-    rounds = Ladder(teacher, "snr+1", MixtureSource(mixture), Machine("cpu", "fp32"))
-    rounds.halve(4, Optimization(updates=2, batch=8, lr=1e-3, times=times))  # type: ignore[arg-type]
+    rounds = Ladder(teacher, MixtureSource(mixture), Machine("cpu", "fp32"), weighting="snr+1")
+    rounds.descend(4, Optimization(updates=2, batch=8, lr=1e-3, times=times))  # type: ignore[arg-type]
     assert drawn == [times] * 2
 
 
