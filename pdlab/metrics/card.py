@@ -39,7 +39,7 @@ class Card:
     seed: int
     ema: bool
     checkpoint: str | None  # hash of the weights; None for a model without any
-    precision: str
+    precision: str  # of products, as they were really computed: "bf16", "tf32" or "fp32"
     device: str
     versions: dict[str, str]
     real: dict[str, Any] | None  # value, n, how: what real images reach, the best that can be expected

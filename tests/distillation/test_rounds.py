@@ -52,7 +52,7 @@ def test_times_are_uniform_and_stratified() -> None:
     assert t.max() <= 1
     assert (t.sort(1).values.diff() - 1 / 8).abs().max() < 1e-6  # one in every eighth
     assert abs(float(t.mean()) - 0.5) < 0.01
-    assert abs(float(t[:, 0].std()) - (1 / (8 * 12**0.5))) < 0.05
+    assert abs(float(t[:, 0].std()) - 1 / (8 * 12**0.5)) < 0.002
 
 
 def test_independent_times_are_uniform_and_know_nothing_of_one_another() -> None:
@@ -190,23 +190,3 @@ def test_eps_networks_are_not_distilled() -> None:
     teacher = Denoiser(MLP(MLPConfig((2,), width=16, blocks=1)), "eps", bounded=False)
     with pytest.raises(PdlabError, match="output x, v or both"):
         check_distillable(teacher)
-
-
-def test_rounds_do_not_recompile(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The step count is a tensor and both networks stay: what the first round compiled serves the others."""
-    from torch._dynamo.utils import counters
-
-    compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda module: compile_(module, backend="eager"))
-    torch._dynamo.reset()
-    mixture = GaussianMixture(torch.tensor([[0.8, 0.3]]), torch.tensor([0.25]))
-    teacher = Denoiser(MLP(MLPConfig((2,), width=16, blocks=1)), "v", bounded=False)
-    rounds = Ladder(teacher, MixtureSource(mixture), Machine("cpu", "fp32", compile=True))
-    settings, graphs = Optimization(updates=2, batch=8, lr=1e-3), []
-    for steps in (8, 4, 2, 1):
-        rounds.descend(steps, settings)
-        rounds.promote()
-        graphs.append(counters["stats"]["unique_graphs"])
-    assert graphs[0] >= 2  # the student's and the teacher's
-    assert graphs == [graphs[0]] * 4
-    torch._dynamo.reset()
