@@ -18,7 +18,7 @@ from pdlab.errors import PdlabError
 from pdlab.training.checkpoint import Checkpoint, build_network, load, save
 from pdlab.training.cost import Cost, check_memory, forward_flops
 from pdlab.training.log import Log
-from pdlab.training.loop import Trained, fit, trainable
+from pdlab.training.loop import CHANGEABLE, Trained, Upkeep, fit, trainable
 from pdlab.training.machine import Machine
 from pdlab.training.objective import stratified_times
 from pdlab.training.presets import Optimization, Preset
@@ -98,7 +98,7 @@ class Ladder:
         seed: int = 0,
         run: Run | None = None,
         log: Log | None = None,
-        save_every: float = 60.0,
+        upkeep: Upkeep = Upkeep(),
     ) -> Trained:
         """Distil the current teacher into a student of `steps` steps, `self.student`.
 
@@ -117,7 +117,7 @@ class Ladder:
             seed=seed,
             run=run,
             log=log,
-            save_every=save_every,
+            upkeep=upkeep,
             live=self._live_student,
         )
         self.student.network.load_state_dict(trained.weights)
@@ -155,7 +155,7 @@ def distill(
     last: int = 1,
     seed: int = 0,
     log: Log | None = None,
-    save_every: float = 60.0,
+    upkeep: Upkeep = Upkeep(),
 ) -> list[Path]:
     """All rounds from a teacher read at `first` steps down to a student of `last`; returns their checkpoints.
 
@@ -177,17 +177,19 @@ def distill(
         "data": describe(source),
         "precision": machine.precision_for(teacher.denoiser.network),
     }
-    note = run.claim("distill", claim, machine.describe())
+    changeable = ("precision", *(f"{part}.{name}" for part in ("settings", "guide") for name in CHANGEABLE))
+    claimed = run.claim("distill", claim, machine.describe(), changeable, upkeep.change)
     for name in (GUIDED, *map(rung_name, rungs)):
         run.check_free(name)
-    if note and log is not None:
-        log.say(note)
+    if log is not None:
+        for note in claimed.notes:
+            log.say(note)
     now = settings_of(preset)
     own = {name: now[name] for name in ("distill", "guide", "guidance_max")}
     recorded = {**teacher.info["preset"], **own, "first_steps": first}
     paths = []
     if preset.guidance_max and not teacher.denoiser.guidance_max:
-        teacher = _guide(teacher, source, preset, run, machine, recorded, seed=seed, log=log, save_every=save_every)
+        teacher = _guide(teacher, source, preset, run, machine, recorded, seed=seed, log=log, upkeep=upkeep)
         paths.append(run.path / GUIDED)
     steps_down = Ladder(teacher.denoiser, weighting, source, machine)
     network = teacher.denoiser.network.config
@@ -201,7 +203,7 @@ def distill(
             parent = done.sha256
         else:
             optimization = round_settings(settings, steps)
-            trained = steps_down.halve(steps, optimization, seed=seed, run=run, log=log, save_every=save_every)
+            trained = steps_down.halve(steps, optimization, seed=seed, run=run, log=log, upkeep=upkeep)
             info = {
                 **teacher.info,
                 "preset": recorded,
@@ -210,6 +212,8 @@ def distill(
                 "seed": seed,
                 "teacher": parent,
                 "optimization": dataclasses.asdict(optimization),
+                "changes": trained.changes,
+                "skipped": trained.skipped,
                 "device": machine.describe(),
                 "cost": dataclasses.asdict(Cost.of(optimization, flops, 2, trained.seconds)),
             }
@@ -230,7 +234,7 @@ def _guide(
     *,
     seed: int,
     log: Log | None,
-    save_every: float,
+    upkeep: Upkeep,
 ) -> Checkpoint:
     """Stage one: the checkpoint RUN/guided, made from `teacher` or found finished."""
     path = run.path / GUIDED
@@ -247,7 +251,7 @@ def _guide(
             seed=seed,
             run=run,
             log=log,
-            save_every=save_every,
+            upkeep=upkeep,
         )
         flops = forward_flops(student.network.config, student.output)
         info = {
@@ -258,6 +262,8 @@ def _guide(
             "seed": seed,
             "teacher": teacher.sha256,
             "optimization": dataclasses.asdict(preset.guide),
+            "changes": trained.changes,
+            "skipped": trained.skipped,
             "device": machine.describe(),
             "cost": dataclasses.asdict(
                 Cost.of(preset.guide, flops, GuidedObjective.teacher_forwards, trained.seconds)

@@ -80,6 +80,14 @@ class Origin(TypedDict):
     cost: Spent
 
 
+class Change(TypedDict):
+    """Settings that were others from update `update` (the first is 1) on; see `loop.CHANGEABLE`."""
+
+    update: schema.Updates
+    was: dict[str, float | int | str]
+    now: dict[str, float | int | str]
+
+
 class Info(TypedDict):
     """What `pdlab train`, `distill` and `zoo build` know of a checkpoint; `preset` has a schema of its own."""
 
@@ -93,6 +101,8 @@ class Info(TypedDict):
     device: str
     cost: Spent
     optimization: NotRequired[Optimization]
+    changes: NotRequired[list[Change]]  # of settings, on the way
+    skipped: NotRequired[list[schema.Updates]]  # updates that were passed over
     zoo: NotRequired[str]
     float32: NotRequired[schema.Sha256]
 
