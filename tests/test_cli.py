@@ -507,7 +507,7 @@ def test_snapshots_on_the_way_are_checkpoints_like_the_last(pdlab, tmp_path: Pat
     assert load(tmp_path / "plain" / "teacher").sha256 == load(tmp_path / "r" / "teacher").sha256
     for name in ("teacher@4", "teacher@8"):
         with Image.open(tmp_path / "r" / f"{name}.png") as image:
-            assert image.size == (568, 568)  # 8 × 8 digits of 8 pixels and a gap, eight times as large
+            assert image.size == (497, 497)  # 8 × 8 digits of 8 pixels with gaps between, enlarged
     out = tmp_path / "grid.png"
     assert pdlab("sample", tmp_path / "r" / "teacher@4", "--steps", 2, "--n", 4, "--out", out).code == 0
 
