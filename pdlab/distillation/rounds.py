@@ -177,8 +177,11 @@ def distill(
         "data": describe(source),
         "precision": machine.precision_for(teacher.denoiser.network),
     }
-    changeable = ("precision", *(f"{part}.{name}" for part in ("settings", "guide") for name in CHANGEABLE))
+    to_come = ["settings"] if run.checkpoint(GUIDED) else ["settings", "guide"]
+    changeable = ("precision", *(f"{part}.{name}" for part in to_come for name in CHANGEABLE))
     claimed = run.claim("distill", claim, machine.describe(), changeable, upkeep.change)
+    if claimed.changed and all(run.checkpoint(rung_name(steps)) for steps in rungs):
+        raise PdlabError(f"every round down to {last} steps is finished: leave --change out, or give another --to")
     for name in (GUIDED, *map(rung_name, rungs)):
         run.check_free(name)
     if log is not None:

@@ -14,13 +14,13 @@ from pdlab.metrics.kernel import mmd2_unbiased
 from pdlab.metrics.reference import reference_features
 from pdlab.training.machine import Machine
 
-SAMPLES, REFERENCE = 500, 2000
+SAMPLES, REFERENCE = 500, 1000
 #: Of DDIM: a teacher's, and at most so many of a student's own.
 TEACHER_STEPS, MOST_STEPS = 16, 64
 
 
 class Gauge:
-    """The kernel distance of 500 samples, always from the same noises, to 2,000 training images.
+    """The kernel distance of 500 samples, always from the same noises, to 1,000 training images.
 
     It has no bias that depends on the number of samples, unlike a Fréchet distance. Its features are those of
     EfficientNet-Lite0 where that is installed, else the pixels. Every random number is from a stream of its own:

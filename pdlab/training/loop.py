@@ -153,7 +153,7 @@ def fit(
                 "skipped": skipped,
             }
             with pace.saving():
-                run.save_state(stage, k, state.tensors(), header | {"changes": changes, "skipped": skipped})
+                run.save_state(stage, k, state.tensors(), header)
             state.forget()
 
     def ended() -> Trained:
@@ -185,8 +185,8 @@ def fit(
             k += 1
             drawn = snapshot is not None and snapshot_every and k % snapshot_every == 0 and k < settings.updates
             measured = upkeep.measure is not None and upkeep.measure_every and k % upkeep.measure_every == 0
-            due = pace.is_due() or stop.is_set()
-            if not (due or drawn or measured or meter.is_due() or k == settings.updates):
+            due = pace.is_due()
+            if not (due or stop.is_set() or drawn or measured or meter.is_due() or k == settings.updates):
                 continue
             # Everything that makes the CPU wait for the device happens from here on.
             if (bad := meter.bad()) is not None:
@@ -210,9 +210,10 @@ def fit(
             meter.restart()
             if values:
                 log.write(stage, k, values)
-            if due:
+            stopping = stop.is_set()  # perhaps while it was measured
+            if due or stopping:
                 keep(k)
-            if stop.is_set():
+            if stopping:
                 raise Stopped(f"stopped after update {k} of {settings.updates} ({stage})")
         _check_finite(parameters, k, stage)
         if keep_end:

@@ -235,6 +235,23 @@ def test_a_finished_teacher_is_extended(pdlab, tmp_path: Path) -> None:
     assert load(tmp_path / "r" / "teacher").sha256 == extended.sha256
 
 
+def test_an_extension_killed_before_its_first_update(pdlab, tmp_path: Path) -> None:
+    """What the teacher was has its new name already: either command goes on from there."""
+    train = ["train", "digits", "--run", tmp_path / "r", *SMALL, *CONSTANT]
+    assert pdlab(*train, "--updates", 6).code == 0
+    for again in (False, True):  # the extension again; the command of before, then the extension
+        short = load(tmp_path / "r" / "teacher")
+        done = short.info["preset"]["teacher"]["updates"]
+        (tmp_path / "r" / "teacher").rename(tmp_path / "r" / f"teacher@{done}")
+        if again:
+            assert pdlab(*train, "--updates", done).code == 0
+            assert load(tmp_path / "r" / "teacher").sha256 == short.sha256
+        assert pdlab(*train, "--updates", done + 3, "--change").code == 0
+        assert load(tmp_path / "r" / f"teacher@{done}").sha256 == short.sha256
+    assert pdlab("train", "digits", "--run", tmp_path / "s", *SMALL, *CONSTANT, "--updates", 12).code == 0
+    assert load(tmp_path / "s" / "teacher").sha256 == load(tmp_path / "r" / "teacher").sha256
+
+
 def test_extending_an_annealed_teacher_says_what_lr_it_goes_on_at(pdlab, tmp_path: Path) -> None:
     train = ["train", "digits", "--run", tmp_path / "r", *SMALL, "--lr", 1e-3, "--set", "teacher.warmup=0"]
     assert pdlab(*train, "--updates", 10).code == 0
@@ -262,6 +279,7 @@ def test_a_ladder_goes_on_where_it_ended(pdlab, tmp_path: Path) -> None:
     assert distill("other", 8).code == 0
     refused(distill("other", 4, "--lr", 1e-4), "settings.lr was", "--change")
     refused(distill("other", 4, "--updates", 9, "--change"), "settings.updates was 3, is 9")
+    refused(distill("other", 8, "--lr", 1e-4, "--change"), "every round down to 8 steps is finished")
     assert distill("other", 4, "--lr", 1e-4, "--change").code == 0
     rates = [load(tmp_path / "other" / f"student-000{n}").info["optimization"]["lr"] for n in (8, 4)]
     assert rates == [1e-3, 1e-4]
@@ -322,10 +340,21 @@ def test_the_quick_distance_is_the_kernel_distance_of_the_averaged_weights() -> 
     denoiser.network.load_state_dict(weights)
     z = gauge.generate(denoiser.eval(), (1, 8, 8), 20, 16)
     samples = Pixels()(gauge.to_uint8(torch.cat(list(z))))
-    reference = Pixels()(source.images)
+    reference = gauge.reference_features(source, Pixels(), 1000)
     (value,) = figures.values()
     one_by_one = kernel_distance(samples, reference, subsets=400, subset_size=20)
     assert value == pytest.approx(one_by_one[0], abs=4 * one_by_one[1] / 20)
+
+
+def test_a_stop_while_it_is_measured_keeps_a_state(tmp_path: Path) -> None:
+    def measure(denoiser: Denoiser) -> dict[str, float]:
+        signal.raise_signal(signal.SIGINT)
+        return {}
+
+    with Run(tmp_path) as run:
+        with pytest.raises(Stopped, match="stopped after update 7 of 30"):
+            train_on(DiffusionObjective("truncated"), run, Upkeep(measure=measure, measure_every=7))
+        assert run.holds_state("teacher", 7)
 
 
 class Clock:
