@@ -33,6 +33,7 @@ from pdlab.networks.registry import config_of
 from pdlab.training import checkpoint as files
 from pdlab.training.checkpoint import Checkpoint
 from pdlab.training.log import Log
+from pdlab.training.loop import Upkeep
 from pdlab.training.machine import Machine
 from pdlab.training.presets import Optimization, Preset, to_dict
 from pdlab.training.run import Run
@@ -58,7 +59,7 @@ def train(
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
-    save_every: float = 60.0,
+    upkeep: Upkeep = Upkeep(),
     quiet: bool = False,
     **more: Any,
 ) -> Checkpoint:
@@ -70,7 +71,7 @@ def train(
         run: a folder. Interrupted, the same call goes on from there.
         updates, batch, lr, ema, more: fields of `pdlab.training.presets.Optimization`.
         first_steps: how many steps it is meant to be read at first, when it is distilled.
-        save_every: seconds between saved states.
+        upkeep: how often states are saved, what may change on the way, and so on.
         quiet: show no progress.
 
     Raises PdlabError, before anything is written, for data that do not fit.
@@ -81,7 +82,7 @@ def train(
     machine = Machine(device, precision)
     with torch.random.fork_rng(devices=[]), Run(run) as folder, Log(folder.path, quiet=quiet) as log:
         own = _shaped(denoiser, source)
-        path = train_into(preset, source, folder, machine, denoiser=own, seed=seed, log=log, save_every=save_every)
+        path = train_into(preset, source, folder, machine, denoiser=own, seed=seed, log=log, upkeep=upkeep)
     return files.load(path, _like(denoiser))
 
 
@@ -103,7 +104,7 @@ def distill(
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
-    save_every: float = 60.0,
+    upkeep: Upkeep = Upkeep(),
     quiet: bool = False,
     **more: Any,
 ) -> dict[int, Checkpoint]:
@@ -162,7 +163,7 @@ def distill(
             objective=objective,
             seed=seed,
             log=log,
-            save_every=save_every,
+            upkeep=upkeep,
         )
         paths = {steps: folder.path / rung_name(steps) for steps in rungs}
     return {steps: files.load(path, _like(denoiser)) for steps, path in paths.items()}

@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -121,8 +122,30 @@ UpdatesOption = Annotated[int | None, typer.Option("--updates", min=1, max=10**8
 BatchOption = Annotated[int | None, typer.Option("--batch", min=1, max=10**9, help="Examples an update.")]
 LrOption = Annotated[float | None, typer.Option("--lr", help="Learning rate.")]
 SaveOption = Annotated[
-    float,
-    typer.Option("--save-every", min=0, max=10**9, help="Seconds between saved states."),
+    float | None,
+    typer.Option(
+        "--save-every",
+        min=0,
+        max=10**9,
+        help="Seconds between saved states (default: 60, or more where saving would take over 2 % of the time).",
+    ),
+]
+SkipOption = Annotated[
+    int,
+    typer.Option(
+        "--skip-bad", min=0, max=10**6, help="Pass over up to so many updates whose loss is not finite, in a stage."
+    ),
+]
+ChangeOption = Annotated[
+    bool,
+    typer.Option(
+        "--change",
+        help="Go on with another lr, muon_lr, warmup, clip, --precision or (train) more --updates than before.",
+    ),
+]
+MeasureOption = Annotated[
+    int,
+    typer.Option("--measure-every", min=0, help="Updates between quick distances in the log; 0: none."),
 ]
 
 
@@ -168,9 +191,17 @@ def train(
     device: DeviceOption = Device.auto,
     precision: PrecisionOption = None,
     compile: CompileOption = None,
-    save_every: SaveOption = 60.0,
+    save_every: SaveOption = None,
+    skip_bad: SkipOption = 0,
+    change: ChangeOption = False,
+    measure_every: MeasureOption = 0,
     snapshot_every: Annotated[
-        int, typer.Option("--snapshot-every", min=0, help="Updates between checkpoints RUN/teacher@N; 0: none.")
+        int,
+        typer.Option(
+            "--snapshot-every",
+            min=0,
+            help="Updates between checkpoints RUN/teacher@N and grids of samples; 0: none.",
+        ),
     ] = 0,
     plugin: PluginOption = None,
 ) -> None:
@@ -212,8 +243,9 @@ def train(
             grow_from=small,
             seed=seed,
             log=log,
-            save_every=save_every,
+            upkeep=_upkeep(source, machine, log, save_every, skip_bad, change, measure_every),
             snapshot_every=snapshot_every,
+            picture=_picture(machine) if snapshot_every else None,
         )
     console.say(f"{path} is ready; next: pdlab distill {path} --run {run}")
 
@@ -258,7 +290,10 @@ def distill(
     device: DeviceOption = Device.auto,
     precision: PrecisionOption = None,
     compile: CompileOption = None,
-    save_every: SaveOption = 60.0,
+    save_every: SaveOption = None,
+    skip_bad: SkipOption = 0,
+    change: ChangeOption = False,
+    measure_every: MeasureOption = 0,
     plugin: PluginOption = None,
 ) -> None:
     """Distil CHECKPOINT, halving by halving, into RUN/student-NNNN."""
@@ -298,7 +333,7 @@ def distill(
             hops=hops,
             seed=seed,
             log=log,
-            save_every=save_every,
+            upkeep=_upkeep(source, machine, log, save_every, skip_bad, change, measure_every),
         )
     console.say(cost_line(teacher, [load(path) for path in paths]))
     console.say(f"{paths[-1]} is ready; next: pdlab sample {paths[-1]} --out grid.png")
@@ -613,6 +648,25 @@ def _changes(assignments: list[str] | None, options: dict[str, Any]) -> dict[str
             raise PdlabError(f"--set {text} is not of the form FIELD=VALUE, e.g. --set teacher.lr=1e-4")
         pairs[name.strip()] = value.strip()
     return pairs | {name: str(value) for name, value in options.items() if value is not None}
+
+
+def _upkeep(
+    source: Any, machine: Any, log: Any, save_every: float | None, skip_bad: int, change: bool, every: int
+) -> Any:
+    from pdlab.training.loop import Upkeep
+
+    measure = None
+    if every:
+        from pdlab.metrics.gauge import Gauge
+
+        measure = Gauge(source, machine, partial(log.advance, "reference features"))
+    return Upkeep(save_every, skip_bad, change, measure, every)
+
+
+def _picture(machine: Any) -> Any:
+    from pdlab.report import draw_snapshot
+
+    return partial(draw_snapshot, machine=machine)
 
 
 def _counts(text: str) -> list[int]:

@@ -21,7 +21,7 @@ from pdlab.files import alone, atomic_file, check_place, write
 from pdlab.metrics.card import Kind, Row
 from pdlab.metrics.evaluate import Yardstick, evaluate, generate, labels_of
 from pdlab.metrics.features import extractor
-from pdlab.training.checkpoint import Checkpoint
+from pdlab.training.checkpoint import Checkpoint, load
 from pdlab.training.cost import cost_report, size
 from pdlab.training.log import Log
 from pdlab.training.machine import Machine
@@ -220,6 +220,7 @@ def write_samples(
     guidance: float = 0.0,
     classes: Sequence[str | int] | None = None,
     options: Mapping[str, float] | None = None,
+    quiet: bool = False,
 ) -> None:
     """`n` samples as a grid (.png) or as an array `arr_0` (.npz): uint8 `[N, H, W, C]`, or points `[N, 2]`.
 
@@ -231,7 +232,7 @@ def write_samples(
     memory.check(24 * n * torch.Size(model.shape).numel(), f"{n:,} samples", "take a smaller --n")
     model.denoiser.check_guidance(guidance)
     labels = labels_of(model.denoiser, n, model.class_numbers(classes))
-    with Log() as log, machine.for_sampling(machine.place(model.denoiser)) as denoiser:
+    with Log(quiet=quiet) as log, machine.for_sampling(machine.place(model.denoiser)) as denoiser:
         parts = generate(
             denoiser,
             model.shape,
@@ -255,6 +256,14 @@ def write_samples(
             _scatter(samples).savefig(file, format="png")
         else:
             _grid(images, 1 if labels is None else len(labels.unique())).save(file, format="png")
+
+
+def draw_snapshot(path: Path, machine: Machine) -> None:
+    """A grid of 64 samples of checkpoint `path` beside it, `path.png`: in the steps it is read at, at most 64."""
+    out = path.with_name(f"{path.name}.png")
+    if not out.exists():
+        model = load(path)
+        write_samples(out, model, 64, min(model.info["preset"]["first_steps"], 64), machine, quiet=True)
 
 
 def _grid(images: Tensor, classes: int) -> Any:

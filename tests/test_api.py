@@ -295,10 +295,11 @@ def test_the_readmes_plugin_works_on_the_command_line(tmp_path: Path) -> None:
 def test_a_killed_script_ends_with_the_same_bits(tmp_path: Path) -> None:
     script = textwrap.dedent("""
         import sys, torch, pdlab
+        from pdlab.training.loop import Upkeep
         from tests.test_api import images, model
         torch.set_num_threads(1)
-        print(pdlab.distill(model(), images(), sys.argv[1], first=2, updates=int(sys.argv[2]), save_every=0.02,
-                            batch=16, quiet=True)[1].sha256)
+        settings = {"updates": int(sys.argv[2]), "batch": 16, "upkeep": Upkeep(save_every=0.02), "quiet": True}
+        print(pdlab.distill(model(), images(), sys.argv[1], first=2, **settings)[1].sha256)
     """)
 
     def start(run: str) -> subprocess.Popen[str]:

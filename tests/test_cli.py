@@ -505,6 +505,9 @@ def test_snapshots_on_the_way_are_checkpoints_like_the_last(pdlab, tmp_path: Pat
     plain = ["train", "digits", "--run", tmp_path / "plain", "--updates", 12, *TINY]
     assert pdlab(*plain).code == 0
     assert load(tmp_path / "plain" / "teacher").sha256 == load(tmp_path / "r" / "teacher").sha256
+    for name in ("teacher@4", "teacher@8"):
+        with Image.open(tmp_path / "r" / f"{name}.png") as image:
+            assert image.size == (497, 497)  # 8 × 8 digits of 8 pixels with gaps between, enlarged
     out = tmp_path / "grid.png"
     assert pdlab("sample", tmp_path / "r" / "teacher@4", "--steps", 2, "--n", 4, "--out", out).code == 0
 

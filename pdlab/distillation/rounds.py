@@ -21,7 +21,7 @@ from pdlab.networks.registry import Own, config_of
 from pdlab.training.checkpoint import Checkpoint, load, save
 from pdlab.training.cost import Cost, check_memory, size_of
 from pdlab.training.log import Log
-from pdlab.training.loop import Trained, fit, trainable
+from pdlab.training.loop import CHANGEABLE, Trained, Upkeep, fit, trainable
 from pdlab.training.machine import Machine
 from pdlab.training.objective import TIMES
 from pdlab.training.presets import Optimization, Preset, to_dict
@@ -129,7 +129,7 @@ class Ladder:
         start: Denoiser | None = None,
         run: Run | None = None,
         log: Log | None = None,
-        save_every: float = 60.0,
+        upkeep: Upkeep = Upkeep(),
     ) -> Trained:
         """Distil the current teacher into a student of `steps` steps, `self.student`.
 
@@ -150,7 +150,7 @@ class Ladder:
             seed=seed,
             run=run,
             log=log,
-            save_every=save_every,
+            upkeep=upkeep,
             live=self._live_student,
             dropout=False,
         )
@@ -191,7 +191,7 @@ def distill(
     objective: Callable[[Denoiser, Tensor, str, int], RoundObjective] = RoundObjective,
     seed: int = 0,
     log: Log | None = None,
-    save_every: float = 60.0,
+    upkeep: Upkeep = Upkeep(),
 ) -> list[Path]:
     """All rounds from a teacher read at `first` steps down to a student of `last`; returns their checkpoints.
 
@@ -215,17 +215,22 @@ def distill(
         "data": describe(source),
         "precision": machine.precision_for(teacher.denoiser.network),
     }
-    note = run.claim("distill", claim, machine.describe())
+    to_come = ["settings"] if run.checkpoint(GUIDED) else ["settings", "guide"]
+    changeable = ("precision", *(f"{part}.{name}" for part in to_come for name in CHANGEABLE))
+    claimed = run.claim("distill", claim, machine.describe(), changeable, upkeep.change)
+    if claimed.changed and all(run.checkpoint(rung_name(steps)) for steps in rungs):
+        raise PdlabError(f"every round down to {last} steps is finished: leave --change out, or give another --to")
     for name in (GUIDED, *map(rung_name, rungs)):
         run.check_free(name)
-    if note and log is not None:
-        log.say(note)
+    if log is not None:
+        for note in claimed.notes:
+            log.say(note)
     now = to_dict(preset)
     own = {name: now[name] for name in ("distill", "guide", "guidance_max")}
     recorded = {**teacher.info["preset"], **own, "first_steps": first}
     paths = []
     if preset.guidance_max and not teacher.denoiser.guidance_max:
-        teacher = _guide(teacher, source, preset, run, machine, recorded, seed=seed, log=log, save_every=save_every)
+        teacher = _guide(teacher, source, preset, run, machine, recorded, seed=seed, log=log, upkeep=upkeep)
         paths.append(run.path / GUIDED)
     steps_down = Ladder(teacher.denoiser, source, machine, weighting=weighting, hops=hops, objective=objective)
     flops = size_of(teacher.denoiser).flops
@@ -238,7 +243,7 @@ def distill(
             parent = done.sha256
         else:
             optimization = round_settings(settings, steps)
-            trained = steps_down.descend(steps, optimization, seed=seed, run=run, log=log, save_every=save_every)
+            trained = steps_down.descend(steps, optimization, seed=seed, run=run, log=log, upkeep=upkeep)
             info = {
                 **teacher.info,
                 "preset": recorded,
@@ -248,6 +253,8 @@ def distill(
                 "teacher": parent,
                 "optimization": dataclasses.asdict(optimization),
                 "hops": hops,
+                "changes": trained.changes,
+                "skipped": trained.skipped,
                 "device": machine.describe(),
                 "cost": dataclasses.asdict(Cost.of(optimization, flops, hops, trained.seconds)),
             }
@@ -268,7 +275,7 @@ def _guide(
     *,
     seed: int,
     log: Log | None,
-    save_every: float,
+    upkeep: Upkeep,
 ) -> Checkpoint:
     """Stage one: the checkpoint RUN/guided, made from `teacher` or found finished."""
     path = run.path / GUIDED
@@ -285,7 +292,7 @@ def _guide(
             seed=seed,
             run=run,
             log=log,
-            save_every=save_every,
+            upkeep=upkeep,
         )
         flops = size_of(student).flops
         info = {
@@ -296,6 +303,8 @@ def _guide(
             "seed": seed,
             "teacher": teacher.sha256,
             "optimization": dataclasses.asdict(preset.guide),
+            "changes": trained.changes,
+            "skipped": trained.skipped,
             "device": machine.describe(),
             "cost": dataclasses.asdict(
                 Cost.of(preset.guide, flops, GuidedObjective.teacher_forwards, trained.seconds)

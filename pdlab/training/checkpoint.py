@@ -10,6 +10,7 @@ The sha256 of the weights is the checkpoint's name in reports and lineage.
 
 import contextlib
 import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,12 +27,24 @@ from pdlab import memory, schema
 from pdlab.diffusion.denoiser import Denoiser
 from pdlab.diffusion.schedule import CosineSchedule
 from pdlab.errors import Damaged, PdlabError, reason
-from pdlab.files import atomic_folder, digest_of, read_bytes
+from pdlab.files import atomic_folder, read_bytes
 from pdlab.networks import registry
 from pdlab.training.presets import Optimization, Preset, from_dict
 
 Shapes = Mapping[str, torch.Size]
 _MOST_HEADER = 4 << 20  # of a safetensors file: names and shapes
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 class Data(TypedDict):
@@ -63,6 +76,14 @@ class Origin(TypedDict):
     cost: Spent
 
 
+class Change(TypedDict):
+    """Settings that were others from update `update` (the first is 1) on; see `loop.CHANGEABLE`."""
+
+    update: schema.Updates
+    was: dict[str, float | int | str]
+    now: dict[str, float | int | str]
+
+
 class Info(TypedDict):
     """What `pdlab train`, `distill` and `zoo build` know of a checkpoint; `preset` has a schema of its own."""
 
@@ -77,6 +98,8 @@ class Info(TypedDict):
     cost: NotRequired[Spent]  # not known of a teacher that was trained elsewhere
     optimization: NotRequired[Optimization]
     hops: NotRequired[schema.Count]
+    changes: NotRequired[list[Change]]  # of settings, on the way
+    skipped: NotRequired[list[schema.Updates]]  # updates that were passed over
     zoo: NotRequired[str]
     float32: NotRequired[schema.Sha256]
 
@@ -227,15 +250,35 @@ def write_folder(path: Path, stem: str, tensors: dict[str, Tensor], header: dict
     """Write `path/stem.safetensors` and `path/stem.json` as a new folder, atomically; returns the sha256."""
     remedy = "choose another --run, then give the same command again: what was there before is unchanged"
     with atomic_folder(path, remedy) as folder:
-        weights = folder / f"{stem}.safetensors"
-        try:
-            flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-            safetensors.torch.save_file(flat, weights)
-        except SafetensorError as error:
-            raise OSError(reason(error)) from error
-        digest = digest_of(weights)
+        digest = _write_hashed(folder / f"{stem}.safetensors", tensors)
         (folder / f"{stem}.json").write_bytes(schema.sealed({"sha256": digest, **header}))
     return digest
+
+
+def _write_hashed(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Write what `safetensors.torch.save_file` would, one tensor after the other; returns its sha256.
+
+    The library's own writer hands out no bytes, and a state of gigabytes would have to be read again for its hash.
+    """
+    entries: dict[str, Any] = {}
+    end = 0
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # so that each is aligned
+    for name in order:
+        begin, end = end, end + tensors[name].numel() * tensors[name].element_size()
+        kind, shape = _DTYPES[tensors[name].dtype], list(tensors[name].shape)
+        entries[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
+    header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    digest = hashlib.sha256()
+    with path.open("xb") as file:
+        for part in (len(header).to_bytes(8, "little"), header):
+            digest.update(part)
+            file.write(part)
+        for name in order:
+            data = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            digest.update(data)
+            file.write(data)
+    return digest.hexdigest()
 
 
 def read_weights(

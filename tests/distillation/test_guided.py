@@ -18,7 +18,7 @@ from pdlab.errors import PdlabError
 from pdlab.networks.mlp import MLP, MLPConfig
 from pdlab.networks.registry import conditioning
 from pdlab.training.checkpoint import load
-from pdlab.training.loop import Stopped, fit
+from pdlab.training.loop import Stopped, Upkeep, fit
 from pdlab.training.machine import Machine
 from pdlab.training.presets import Optimization, Preset, override, preset
 from pdlab.training.run import Run
@@ -229,7 +229,7 @@ def test_an_interrupted_stage_one_goes_on_to_the_same_bits(tmp_path: Path, monke
 
                 monkeypatch.setattr(run, "save_state", save_and_stop)
                 with pytest.raises(Stopped):
-                    distill(teacher, digits, settings(), run, CPU, first=4, save_every=0)
+                    distill(teacher, digits, settings(), run, CPU, first=4, upkeep=Upkeep(save_every=0))
                 assert not (run.path / GUIDED).exists()
                 monkeypatch.undo()
             paths = distill(teacher, digits, settings(), run, CPU, first=4)

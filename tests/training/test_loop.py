@@ -15,7 +15,7 @@ from pdlab.errors import PdlabError
 from pdlab.training.checkpoint import load
 from pdlab.training.ema import EMA
 from pdlab.training.log import Log
-from pdlab.training.loop import Stopped, Trained, fit, lr_factor
+from pdlab.training.loop import Stopped, Trained, Upkeep, fit, lr_factor
 from pdlab.training.machine import Machine
 from pdlab.training.objective import TIMES, DiffusionObjective
 from pdlab.training.presets import Optimization, override, preset
@@ -132,8 +132,19 @@ def test_nan_stops_the_run_with_the_update_and_a_hint(tmp_path: Path) -> None:
             self.k += 1
             return super().__call__(*args) * (float("nan") if self.k == 6 else 1)
 
-    with Run(tmp_path) as run, pytest.raises(PdlabError, match=r"not finite at update 6 of teacher.*lower lr"):
-        fit(fresh(), Poison(), data.load("digits"), TINY.teacher, Machine("cpu", "fp32"), run=run, save_every=0)
+    with (
+        Run(tmp_path) as run,
+        pytest.raises(PdlabError, match=r"not finite at update 6 of teacher.*--skip-bad 1.*lower lr"),
+    ):
+        fit(
+            fresh(),
+            Poison(),
+            data.load("digits"),
+            TINY.teacher,
+            Machine("cpu", "fp32"),
+            run=run,
+            upkeep=Upkeep(save_every=0),
+        )
     assert run.load_state("teacher")[1]["updates"] == 5  # the last good one; no state is kept after it
 
 
@@ -142,7 +153,7 @@ def test_ruined_weights_are_not_kept(tmp_path: Path) -> None:
     settings = dataclasses.replace(TINY.teacher, updates=1, lr=1e39, warmup=0)
     with Run(tmp_path) as run:
         with pytest.raises(PdlabError, match="not finite after update 1"):
-            run_fit(settings, run=run, save_every=0)
+            run_fit(settings, run=run, upkeep=Upkeep(save_every=0))
         assert not run.load_state("teacher")[0]
 
 
@@ -164,7 +175,8 @@ def test_a_run_keeps_its_settings(tmp_path: Path) -> None:
     assert first.info["data"]["name"] == "digits"
     assert first.info["ema"] is True
     assert first.info["cost"]["images"] == 30 * 32
-    assert not list(tmp_path.glob("progress/*"))
+    # The state it ended in stays, for more updates.
+    assert [path.name for path in (tmp_path / "progress").iterdir()] == ["teacher-00000030"]
 
 
 @pytest.mark.parametrize("times", ["stratified", "independent"])

@@ -14,22 +14,22 @@ from pdlab.diffusion.prediction import OUTPUTS, Prediction
 from pdlab.diffusion.schedule import CosineSchedule, diffuse, per_example
 from pdlab.diffusion.weighting import WEIGHTINGS
 from pdlab.networks.mlp import MLPConfig
+from pdlab.networks.registry import build
 from pdlab.networks.unet import UNet
-from pdlab.training.checkpoint import build_network, data_shape
 from pdlab.training.machine import Machine
 from pdlab.training.objective import stratified_times
-from pdlab.training.presets import Network, presets
+from pdlab.training.presets import PRESETS, Network
 
-SETTINGS = sorted({(p.logsnr_min, p.logsnr_max, p.weighting) for p in presets().values()})
+SETTINGS = sorted({(p.logsnr_min, p.logsnr_max, p.weighting) for p in PRESETS.values()})
 BF16 = Machine("cpu", "bf16")
 
 
 @cache
 def small(name: str, output: str) -> nn.Module:
     """A network of the preset's kind, patches and levels, but small."""
-    config: Network = presets()[name].network
+    config: Network = PRESETS[name].network
     if isinstance(config, MLPConfig):
-        return build_network(replace(config, width=128, blocks=1, num_classes=0), output)
+        return build(replace(config, width=128, blocks=1, num_classes=0), output)
     levels = max(2, config.image_levels)
     made = replace(
         config,
@@ -44,7 +44,7 @@ def small(name: str, output: str) -> nn.Module:
         num_classes=0,
         null_class=False,
     )
-    network = build_network(made, output)
+    network = build(made, output)
     with torch.no_grad():
         for parameter in network.parameters():
             if not parameter.any():
@@ -83,7 +83,7 @@ def answering(network: nn.Module, truth: Tensor) -> Iterator[None]:
 
 def floor(network: nn.Module, output: str, schedule: CosineSchedule, weighting: str, training: bool) -> Tensor:
     """The mean loss of 2 batches of 128 with a perfect network, in bf16."""
-    losses, shape = [], data_shape(network.config)  # type: ignore[arg-type]
+    losses, shape = [], network.config.shape  # type: ignore[union-attr]
     for seed in range(2):
         generator = torch.Generator().manual_seed(seed)
         x = 2 * torch.rand(128, *shape, generator=generator) - 1
