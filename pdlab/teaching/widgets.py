@@ -1,4 +1,4 @@
-"""Things to move in a notebook: controls bound to figures of `pdlab.teaching.plots`.
+"""Things to move in a notebook: controls bound to figures.
 
 A widget holds no logic: it draws what a function returns for the values of the controls, once when it is made and
 again when one of them moves. An error of that function is shown below the figure and raised: in a notebook into
@@ -11,7 +11,7 @@ from typing import Any
 import ipywidgets as ipw
 from matplotlib.figure import Figure
 
-from pdlab.teaching.plots import png
+from pdlab.figures.sheet import png
 
 _DPI = 80  # a redraw costs in proportion to its pixels
 

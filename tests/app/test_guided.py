@@ -20,7 +20,7 @@ from pdlab.data import to_uint8
 from pdlab.diffusion.samplers import sample
 from pdlab.distillation.guided import GUIDED
 from pdlab.errors import PdlabError
-from pdlab.zoo.page import figures
+from pdlab.metrics.card import by_sampler
 from tests.app.test_state import NONSENSE
 from tests.app.test_views import Reader, run_code
 
@@ -139,7 +139,7 @@ def test_a_guided_step_of_the_teacher_is_two_calls_and_a_student_s_one(guided: L
 def test_a_figure_is_of_exactly_the_cell(guided: Ladder) -> None:
     for w in (0.0, 1.0):
         for what in ("frechet", "agreement"):
-            measured = figures(guided.report, w, what)  # type: ignore[arg-type]
+            measured = by_sampler(guided.report, w, what)  # type: ignore[arg-type]
             for kind in ("ddim", "distilled", "heun", "dpm-solver++"):
                 cell = Cell(kind, 2 if kind == "distilled" else 8, condition=Condition(guidance=w))
                 assert cells.figure(guided, cell, what) == measured[kind][cell.calls]  # type: ignore[arg-type]
@@ -157,8 +157,8 @@ def test_the_first_view_has_a_class_a_column(guided_shelf: Shelf, guided: Ladder
     assert "1 network call, ordinary sampler (DDIM): guided, a step takes two calls" in text
     assert "guidance 1 towards the class" in text
     assert "takes two network calls" in text
-    row = figures(guided.report, 1.0)["ddim"][2]
-    share = figures(guided.report, 1.0, "agreement")["ddim"][2]
+    row = by_sampler(guided.report, 1.0)["ddim"][2]
+    share = by_sampler(guided.report, 1.0, "agreement")["ddim"][2]
     assert f"FD {row.value:.3g}, agreement {share.value:.3g}" in text
     stored = zoo.samples(guided._key, 1.0)["distilled", 1]  # type: ignore[attr-defined]
     assert html.picture(stored[7:8], "x").split('"')[3] in text
@@ -310,7 +310,7 @@ def test_the_curve_has_every_kind_of_figure_at_every_weight(
     assert choice.guidance == w
     rows = curve.chosen(guided, choice)
     assert {row.card.guidance for row in rows.values()} == {w}
-    expected = figures(guided.report, w, what)
+    expected = by_sampler(guided.report, w, what)
     assert {row.value for row in rows.values()} == {r.value for line in expected.values() for r in line.values()}
     plot, table, *_ = curve.view(guided, choice)
     Reader(plot)

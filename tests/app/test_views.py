@@ -16,7 +16,7 @@ from pdlab.data import to_uint8
 from pdlab.diffusion.samplers import sample
 from pdlab.distillation.guided import GUIDED
 from pdlab.errors import PdlabError
-from pdlab.zoo.page import figures
+from pdlab.metrics.card import by_sampler
 
 
 class Reader(HTMLParser):
@@ -58,7 +58,7 @@ def test_the_first_view_loads_no_model_and_shows_both_rows(shelf: Shelf, ladder:
     assert Reader(text).alts == [
         f"16 samples, {KINDS[kind]}, {html.steps_text(n)}" for kind in ("ddim", "distilled") for n in (4, 2, 1)
     ]
-    found = figures(ladder.report)
+    found = by_sampler(ladder.report)
     for kind in ("ddim", "distilled"):
         for n in (4, 2, 1):
             assert f"<small>FD {found[kind][n].value:.3g}</small>" in text
@@ -117,10 +117,10 @@ def test_a_cell_makes_no_more_calls_than_its_column() -> None:
 
 
 def test_a_figure_is_of_exactly_the_cell(ladder: Ladder) -> None:
-    assert cells.figure(ladder, Cell("ddim", 4)) == figures(ladder.report)["ddim"][4]
-    assert cells.figure(ladder, Cell("distilled", 4)) == figures(ladder.report)["distilled"][4]
+    assert cells.figure(ladder, Cell("ddim", 4)) == by_sampler(ladder.report)["ddim"][4]
+    assert cells.figure(ladder, Cell("distilled", 4)) == by_sampler(ladder.report)["distilled"][4]
     assert cells.figure(ladder, Cell("ddim", 4, clip=False)) is None
-    best = figures(ladder.report)["ancestral"][4].card.sampler["nu"]
+    best = by_sampler(ladder.report)["ancestral"][4].card.sampler["nu"]
     assert cells.figure(ladder, Cell("ancestral", 4, nu=best)) is not None
     assert cells.figure(ladder, Cell("ancestral", 4, nu=0.5)) is None
 
@@ -152,7 +152,7 @@ def test_the_curve_its_table_and_its_csv_are_the_report(ladder: Ladder) -> None:
     assert (choice.metric, choice.n) == ("FD-pixels", 100)
     rows = curve.chosen(ladder, choice)
     measured = {key: row.value for key, row in rows.items()}
-    for kind, column in figures(ladder.report).items():
+    for kind, column in by_sampler(ladder.report).items():
         for row in column.values():
             assert measured[f"{kind}-{row.card.nfe}"] == row.value
     plot, table, card, _ = curve.view(ladder, choice)
@@ -189,7 +189,7 @@ def test_the_curve_s_python_prints_its_figures(ladder: Ladder, capsys: pytest.Ca
     choice = curve.Choice.of(ladder, {})
     run_code(curve.code(ladder, choice))
     lines = capsys.readouterr().out.splitlines()
-    value = figures(ladder.report)["distilled"][4].value
+    value = by_sampler(ladder.report)["distilled"][4].value
     assert any(line.startswith("distilled ddim 4 ") and line.endswith(str(value)) for line in lines)
 
 
