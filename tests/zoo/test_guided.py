@@ -14,11 +14,13 @@ from pdlab.training.checkpoint import load
 from pdlab.training.machine import Machine
 from pdlab.training.presets import Preset, override, preset
 from pdlab.zoo.build import build
-from pdlab.zoo.recipe import Recipe, recipe
+from pdlab.zoo.recipe import LadderRecipe, recipe
 from tests.zoo.conftest import Ladder
 
 KINDS = ("frechet", "kernel", "agreement", "precision", "recall")
-RECIPE = Recipe(n=70, ddim=4, others=4, nus=(), nu_n=70, pool=16, guidances=(0.0, 1.0), shown=1.0, kinds=KINDS)
+RECIPE = LadderRecipe(
+    n=70, ddim=4, others=4, nus=(), nu_n=70, pool=16, guidances=(0.0, 1.0), shown=1.0, kinds=KINDS
+)
 CLASSES = ("dark", "light", "striped")
 TINY = {
     "network.num_classes": "3",
