@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from pdlab import __version__, console
-from pdlab.errors import PdlabError, reason
+from pdlab.errors import PdlabError, extra, reason
 from pdlab.schema import MOST_STEPS
 
 app = typer.Typer(
@@ -481,7 +481,8 @@ def app_(
     ] = None,
 ) -> None:
     """Samples and distances across step counts, side by side in a browser; works offline."""
-    from pdlab.app.server import launch
+    with extra("app", "the app"):
+        from pdlab.app.server import launch
 
     launch(runs, port)
 

@@ -8,10 +8,13 @@ Jupyter's log, in a test into the line that set `.value`.
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import ipywidgets as ipw
 from matplotlib.figure import Figure
 
+from pdlab.errors import extra
 from pdlab.figures.sheet import png
+
+with extra("notebooks", "what moves in a notebook"):
+    import ipywidgets as ipw
 
 _DPI = 80  # a redraw costs in proportion to its pixels
 
