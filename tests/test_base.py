@@ -1,6 +1,8 @@
 """The base: what `pip install pdlab` brings suffices to train, distil, sample and measure; extras are asked for."""
 
+import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pdlab.errors import PdlabError
 from tests.command import Result, refused
 
 #: What the extras bring, and what of the base only figures, networks for features and downloads need.
@@ -66,6 +69,13 @@ def test_the_base_trains_distils_samples_and_measures(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("command", "needed", "name"), [("app", "gradio", "app"), ("bench", "diffusers", "bench")])
 def test_what_needs_an_extra_names_it(command: str, needed: str, name: str) -> None:
     refused(bare(command, without=(needed,)), f"needs {needed}: pip install 'pdlab[{name}]'")
+
+
+def test_what_moves_in_a_notebook_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    monkeypatch.delitem(sys.modules, "pdlab.teaching.widgets", raising=False)
+    with pytest.raises(PdlabError, match=re.escape("needs ipywidgets: pip install 'pdlab[notebooks]'")):
+        importlib.import_module("pdlab.teaching.widgets")
 
 
 def test_import_is_light() -> None:
