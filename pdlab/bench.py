@@ -26,7 +26,7 @@ from pdlab import console
 from pdlab.data.source import ImageSource, to_uint8
 from pdlab.diffusion.samplers import sample
 from pdlab.distillation.throughput import distillation_step, training_step
-from pdlab.errors import PdlabError
+from pdlab.errors import PdlabError, extra
 from pdlab.files import atomic_file
 from pdlab.metrics.card import versions
 from pdlab.networks.unet import UNetConfig
@@ -244,10 +244,8 @@ def _settings(name: str) -> Preset:
 
 
 def _diffusers() -> Any:
-    try:
+    with extra("bench", "pdlab bench, which compares with a peer,"):
         import diffusers
-    except ImportError:
-        raise PdlabError("pdlab bench compares with diffusers: pip install 'pdlab[bench]'") from None
     return diffusers
 
 

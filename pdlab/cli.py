@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from pdlab import __version__, console
-from pdlab.errors import PdlabError, reason
+from pdlab.errors import PdlabError, extra, reason
 from pdlab.schema import MOST_STEPS
 
 app = typer.Typer(
@@ -546,7 +546,8 @@ def app_(
     plugin: PluginOption = None,
 ) -> None:
     """Samples and distances across step counts, side by side in a browser; works offline."""
-    from pdlab.app.server import launch
+    with extra("app", "the app"):
+        from pdlab.app.server import launch
 
     launch(runs, port)
 

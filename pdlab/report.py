@@ -17,8 +17,9 @@ from pdlab import console, memory, zoo
 from pdlab.data.source import ImageSource, Source, to_uint8
 from pdlab.diffusion.samplers import Sampler
 from pdlab.errors import PdlabError
+from pdlab.figures.mosaic import mosaic
 from pdlab.files import alone, atomic_file, check_place, write
-from pdlab.metrics.card import Kind, Row
+from pdlab.metrics.card import Kind, Row, by_sampler
 from pdlab.metrics.evaluate import Yardstick, evaluate, generate, labels_of
 from pdlab.metrics.features import extractor
 from pdlab.training.checkpoint import Checkpoint, load
@@ -26,7 +27,6 @@ from pdlab.training.cost import cost_report, size
 from pdlab.training.log import Log
 from pdlab.training.machine import Machine
 from pdlab.training.presets import PRESETS, preset
-from pdlab.zoo.page import figures
 
 _COLUMNS = 40  # classes that a grid shows beside one another
 
@@ -182,7 +182,7 @@ def print_zoo() -> None:
         console.say(f"No ladder ships with this installation ({zoo.HOME}). pdlab quickstart makes one of digits.")
     printer = console.output()
     for name in names:
-        made, found = zoo.manifest(name), figures(zoo.report(name))
+        made, found = zoo.manifest(name), by_sampler(zoo.report(name))
         row = next(iter(found["ddim"].values()))
         shape = "×".join(map(str, made["data"]["shape"]))
         table = Table("checkpoint", "steps", "DDIM", "distilled", "images seen", "MiB")
@@ -270,8 +270,6 @@ def _grid(images: Tensor, classes: int) -> Any:
     """A class a column; what has one class, or more than fit beside one another, about a square."""
     from PIL import Image
 
-    from pdlab.teaching.plots import mosaic
-
     columns = classes if 1 < classes <= _COLUMNS else max(1, round(len(images) ** 0.5))
     sheet = mosaic(images, columns=columns)
     # Small images are enlarged pixel by pixel, so that viewers do not smooth them.
@@ -281,6 +279,6 @@ def _grid(images: Tensor, classes: int) -> Any:
 
 
 def _scatter(points: Tensor) -> Any:
-    from pdlab.teaching.plots import scatter
+    from pdlab.figures.charts import scatter  # matplotlib, which only points need
 
     return scatter(points)

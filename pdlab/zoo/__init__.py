@@ -39,7 +39,7 @@ from pdlab.metrics.card import Row
 from pdlab.training.checkpoint import Checkpoint, Data
 from pdlab.training.checkpoint import load as load_checkpoint
 from pdlab.training.presets import from_dict
-from pdlab.zoo.recipe import Recipe
+from pdlab.zoo.recipe import LadderRecipe
 
 HOME = Path(__file__).parent
 MANIFEST, REPORT, NOISE, SAMPLES, POOL = (
@@ -100,7 +100,7 @@ class Manifest(TypedDict):
     data: Sized
     first_steps: schema.Steps
     seed: schema.Whole
-    recipe: Recipe
+    recipe: LadderRecipe
     commit: str | None
     versions: dict[str, str]
     rungs: Annotated[list[Rung], Field(min_length=1)]
