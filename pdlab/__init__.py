@@ -1,3 +1,58 @@
 """pdlab: learn, run and measure progressive distillation of diffusion models (Salimans & Ho, ICLR 2022)."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from pdlab.api import distill, evaluate, load, sample, save, train
+    from pdlab.data import register_dataset
+    from pdlab.diffusion.denoiser import Denoiser
+    from pdlab.diffusion.samplers import register_sampler
+    from pdlab.errors import PdlabError
+    from pdlab.networks.registry import register_network
+    from pdlab.training.presets import register_preset
+
+#: Where each name is; imported when it is first used, so that `import pdlab` costs nothing.
+_NAMES = {
+    "Denoiser": "pdlab.diffusion.denoiser",
+    "PdlabError": "pdlab.errors",
+    "distill": "pdlab.api",
+    "evaluate": "pdlab.api",
+    "load": "pdlab.api",
+    "register_dataset": "pdlab.data",
+    "register_network": "pdlab.networks.registry",
+    "register_preset": "pdlab.training.presets",
+    "register_sampler": "pdlab.diffusion.samplers",
+    "sample": "pdlab.api",
+    "save": "pdlab.api",
+    "train": "pdlab.api",
+}
+
+__all__ = [
+    "Denoiser",
+    "PdlabError",
+    "__version__",
+    "distill",
+    "evaluate",
+    "load",
+    "register_dataset",
+    "register_network",
+    "register_preset",
+    "register_sampler",
+    "sample",
+    "save",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'pdlab' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_NAMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_NAMES})

@@ -26,11 +26,11 @@ from pdlab import console
 from pdlab.data.source import ImageSource, to_uint8
 from pdlab.diffusion.samplers import sample
 from pdlab.distillation.throughput import distillation_step, training_step
-from pdlab.errors import PdlabError
+from pdlab.errors import PdlabError, extra
 from pdlab.files import atomic_file, check_place
 from pdlab.metrics.card import versions
 from pdlab.networks.unet import UNetConfig
-from pdlab.training.cost import check_memory, forward_flops
+from pdlab.training.cost import check_memory, size
 from pdlab.training.machine import Machine
 from pdlab.training.presets import Preset, preset
 from pdlab.training.teacher import new_denoiser
@@ -63,17 +63,18 @@ def bench(
     `out` that cannot be written.
     """
     settings = _settings(preset)
-    check_memory(settings.network, settings.output, replace(settings.teacher, batch=batch))
+    optimization = replace(settings.teacher, batch=batch)
+    check_memory(size(settings.network, settings.output), settings.network.shape, optimization)
     if out is not None:
         check_place(out, "choose another --out")
     machine = Machine(device, "auto", compile)
-    source = _random_images(settings.network.image_size, batch).to(machine.device)  # type: ignore[union-attr]
+    source = _random_images(settings.network.image_size, batch).to(machine.device)
     printer = console.output()
     started = os.getloadavg()
     printer.print(
         f"{settings.name} on {machine.describe()}, batch {batch}, {repeats} repeats; load {started[0]:.1f}"
     )
-    peer = peer_network(settings.network).to(machine.device)  # type: ignore[arg-type]
+    peer = peer_network(settings.network).to(machine.device)
     sizes = _sizes(settings, peer)
     ours = partial(training_step(settings, source, machine, batch), 2)
     results = [
@@ -141,11 +142,11 @@ def compare(
 def sampling(settings: Preset, machine: Machine, n: int, steps: int) -> Callable[[], object]:
     """`n` images as uint8 by our DDIM, in the precision that this machine samples in."""
     denoiser = machine.place(new_denoiser(settings, 0)).eval()
-    shape = (n, 3, settings.network.image_size, settings.network.image_size)  # type: ignore[union-attr]
+    shape = (n, 3, settings.network.image_size, settings.network.image_size)
 
     def work() -> Tensor:
-        with machine.for_sampling(denoiser.network), torch.inference_mode():
-            return to_uint8(sample(denoiser, torch.randn(shape, device=machine.device), steps))
+        with machine.for_sampling(denoiser) as live, torch.inference_mode():
+            return to_uint8(sample(live, torch.randn(shape, device=machine.device), steps))
 
     return work
 
@@ -229,11 +230,11 @@ def bf16_error(settings: Preset, machine: Machine, n: int = 16, steps: int = 8) 
         for parameter in denoiser.parameters():
             if not parameter.any():  # layers that begin at zero would hide every error
                 parameter.copy_(0.02 * torch.randn(parameter.shape))
-        z = torch.randn(n, 3, settings.network.image_size, settings.network.image_size)  # type: ignore[union-attr]
+        z = torch.randn(n, 3, settings.network.image_size, settings.network.image_size)
     z = z.to(machine.device)
     full = sample(denoiser, z, steps)
-    with machine.for_sampling(denoiser.network):
-        low = sample(denoiser, z, steps)
+    with machine.for_sampling(denoiser) as live:
+        low = sample(live, z, steps)
     return float((full - low).abs().mean()) / 2
 
 
@@ -248,10 +249,8 @@ def _settings(name: str) -> Preset:
 
 
 def _diffusers() -> Any:
-    try:
+    with extra("bench", "pdlab bench, which compares with a peer,"):
         import diffusers
-    except ImportError:
-        raise PdlabError("pdlab bench compares with diffusers: pip install 'pdlab[bench]'") from None
     return diffusers
 
 
@@ -264,5 +263,5 @@ def _random_images(size: int, least: int) -> ImageSource:
 def _sizes(settings: Preset, peer: nn.Module) -> str:
     ours = sum(p.numel() for p in new_denoiser(settings, 0).parameters())
     theirs = sum(p.numel() for p in peer.parameters())
-    flops = forward_flops(settings.network, settings.output)
+    flops = size(settings.network, settings.output).flops
     return f"ours {ours / 1e6:.2f} M parameters, {flops / 1e9:.2f} GFLOPs forward; peer {theirs / 1e6:.2f} M"

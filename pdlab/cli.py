@@ -5,13 +5,14 @@ import os
 import sys
 import warnings
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pdlab import __version__, console
-from pdlab.errors import PdlabError, reason
+from pdlab.errors import PdlabError, extra, reason
 from pdlab.schema import MOST_STEPS
 
 app = typer.Typer(
@@ -44,15 +45,6 @@ class Precision(str, Enum):
     bf16 = "bf16"
 
 
-class SamplerName(str, Enum):
-    """Samplers, all on the grid t = i/N."""
-
-    ddim = "ddim"
-    ancestral = "ancestral"
-    heun = "heun"
-    dpm_solver = "dpm-solver++"
-
-
 class Features(str, Enum):
     """What images are compared by."""
 
@@ -83,6 +75,31 @@ CompileOption = Annotated[
     bool | None,
     typer.Option("--compile/--no-compile", help="torch.compile the networks (default: where it pays)."),
 ]
+
+
+def _load_plugins(files: list[Path] | None) -> list[Path] | None:
+    """Run the files that register samplers, data sets, networks or presets, and what is installed to do so."""
+    from pdlab.plugins import load_file, load_installed
+
+    load_installed()
+    for file in files or []:
+        load_file(file)
+    return files
+
+
+PluginOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plugin",
+        metavar="FILE.py",
+        is_eager=True,
+        callback=_load_plugins,
+        help="Run this Python file first: it registers samplers, data sets, networks or presets of yours.",
+    ),
+]
+SamplerOption = Annotated[
+    str, typer.Option("--sampler", help="ddim, ancestral, heun, dpm-solver++, or one that a plugin registers.")
+]
 NuOption = Annotated[
     float,
     typer.Option("--nu", min=0, max=1, help="Variance of the ancestral sampler: 0 lower, 1 upper."),
@@ -105,8 +122,30 @@ UpdatesOption = Annotated[int | None, typer.Option("--updates", min=1, max=10**8
 BatchOption = Annotated[int | None, typer.Option("--batch", min=1, max=10**9, help="Examples an update.")]
 LrOption = Annotated[float | None, typer.Option("--lr", help="Learning rate.")]
 SaveOption = Annotated[
-    float,
-    typer.Option("--save-every", min=0, max=10**9, help="Seconds between saved states."),
+    float | None,
+    typer.Option(
+        "--save-every",
+        min=0,
+        max=10**9,
+        help="Seconds between saved states (default: 60, or more where saving would take over 2 % of the time).",
+    ),
+]
+SkipOption = Annotated[
+    int,
+    typer.Option(
+        "--skip-bad", min=0, max=10**6, help="Pass over up to so many updates whose loss is not finite, in a stage."
+    ),
+]
+ChangeOption = Annotated[
+    bool,
+    typer.Option(
+        "--change",
+        help="Go on with another lr, muon_lr, warmup, clip, --precision or (train) more --updates than before.",
+    ),
+]
+MeasureOption = Annotated[
+    int,
+    typer.Option("--measure-every", min=0, help="Updates between quick distances in the log; 0: none."),
 ]
 
 
@@ -152,10 +191,19 @@ def train(
     device: DeviceOption = Device.auto,
     precision: PrecisionOption = None,
     compile: CompileOption = None,
-    save_every: SaveOption = 60.0,
+    save_every: SaveOption = None,
+    skip_bad: SkipOption = 0,
+    change: ChangeOption = False,
+    measure_every: MeasureOption = 0,
     snapshot_every: Annotated[
-        int, typer.Option("--snapshot-every", min=0, help="Updates between checkpoints RUN/teacher@N; 0: none.")
+        int,
+        typer.Option(
+            "--snapshot-every",
+            min=0,
+            help="Updates between checkpoints RUN/teacher@N and grids of samples; 0: none.",
+        ),
     ] = 0,
+    plugin: PluginOption = None,
 ) -> None:
     """Train a teacher into RUN/teacher."""
     from pdlab.data import load as load_data
@@ -182,7 +230,7 @@ def train(
     )
     settings = override(find_preset(preset), given)
     machine = Machine(device.value, settings.precision, compile)
-    source = load_data(settings.data, "train", data, settings.size, download)
+    source = load_data(settings.data, "train", data, settings.size, download, settings.resize)
     check_preset(settings, source)
     small = find(grow_from) if grow_from is not None else None
     with Run(run) as folder, Log(folder.path) as log:
@@ -195,8 +243,9 @@ def train(
             grow_from=small,
             seed=seed,
             log=log,
-            save_every=save_every,
+            upkeep=_upkeep(source, machine, log, save_every, skip_bad, change, measure_every),
             snapshot_every=snapshot_every,
+            picture=_picture(machine) if snapshot_every else None,
         )
     console.say(f"{path} is ready; next: pdlab distill {path} --run {run}")
 
@@ -204,6 +253,7 @@ def train(
 @app.command("presets")
 def presets_(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One preset, whole.")] = None,
+    plugin: PluginOption = None,
 ) -> None:
     """The presets, a line each; or one whole, as the fields that --set changes."""
     from pdlab.report import print_preset, print_presets
@@ -220,6 +270,10 @@ def distill(
         typer.Option("--from", min=2, max=MOST_STEPS, help="Steps of the teacher (default: the preset's)."),
     ] = None,
     last: Annotated[int, typer.Option("--to", min=1, max=MOST_STEPS, help="Steps of the last student.")] = 1,
+    hops: Annotated[
+        int,
+        typer.Option("--hops", min=2, max=MOST_STEPS, help="Teacher's steps that one of the student's replaces."),
+    ] = 2,
     data: DataOption = None,
     dataset: Annotated[str | None, typer.Option(help="Data set (default: the one it was trained on).")] = None,
     download: DownloadOption = False,
@@ -236,21 +290,25 @@ def distill(
     device: DeviceOption = Device.auto,
     precision: PrecisionOption = None,
     compile: CompileOption = None,
-    save_every: SaveOption = 60.0,
+    save_every: SaveOption = None,
+    skip_bad: SkipOption = 0,
+    change: ChangeOption = False,
+    measure_every: MeasureOption = 0,
+    plugin: PluginOption = None,
 ) -> None:
     """Distil CHECKPOINT, halving by halving, into RUN/student-NNNN."""
     from pdlab.distillation.rounds import check_rounds
     from pdlab.distillation.rounds import distill as work
-    from pdlab.training.checkpoint import known, load
+    from pdlab.training.checkpoint import load
     from pdlab.training.cost import cost_line
     from pdlab.training.log import Log
     from pdlab.training.machine import Machine
-    from pdlab.training.presets import from_dict, override
+    from pdlab.training.presets import override
     from pdlab.training.run import Run
     from pdlab.zoo import find
 
     teacher = find(checkpoint)
-    settings = from_dict(known(teacher)["preset"])
+    settings = teacher.preset
     given = _changes(set_, {"distill.updates": updates, "distill.batch": batch, "distill.lr": lr})
     if other := [name for name in given if not name.startswith(("distill.", "guide.")) and name != "guidance_max"]:
         raise PdlabError(
@@ -261,7 +319,7 @@ def distill(
     first = first or teacher.denoiser.steps or settings.first_steps
     machine = Machine(device.value, precision.value if precision else settings.precision, compile)
     source = _data_of(teacher, data, dataset, download)
-    check_rounds(teacher, source, settings, first, last)
+    check_rounds(teacher, source, settings, first, last, hops)
     with Run(run) as folder, Log(folder.path) as log:
         log.say(f"{checkpoint}: {first} steps to {last}, {machine.describe()}")
         paths = work(
@@ -272,9 +330,10 @@ def distill(
             machine,
             first=first,
             last=last,
+            hops=hops,
             seed=seed,
             log=log,
-            save_every=save_every,
+            upkeep=_upkeep(source, machine, log, save_every, skip_bad, change, measure_every),
         )
     console.say(cost_line(teacher, [load(path) for path in paths]))
     console.say(f"{paths[-1]} is ready; next: pdlab sample {paths[-1]} --out grid.png")
@@ -289,7 +348,7 @@ def sample(
         typer.Option("--steps", min=1, max=MOST_STEPS, help="Sampling steps (default: a student's own)."),
     ] = None,
     n: Annotated[int, typer.Option("--n", min=1, max=10**9, help="How many samples.")] = 64,
-    sampler: SamplerName = SamplerName.ddim,
+    sampler: SamplerOption = "ddim",
     nu: NuOption = 0.0,
     clip: ClipOption = None,
     guidance: GuidanceOption = 0.0,
@@ -297,10 +356,11 @@ def sample(
     seed: SeedOption = 0,
     device: DeviceOption = Device.auto,
     precision: PrecisionOption = None,
+    plugin: PluginOption = None,
 ) -> None:
     """Draw samples from CHECKPOINT; of one with classes all in turn, or those given."""
+    from pdlab.diffusion.samplers import takes
     from pdlab.report import write_samples
-    from pdlab.training.checkpoint import known
     from pdlab.training.machine import Machine
     from pdlab.zoo import find
 
@@ -308,15 +368,15 @@ def sample(
         raise PdlabError(f"--out {out} must end in .png (a grid) or .npz (all samples)")
     model = find(checkpoint)
     count = _step_count(model, steps)
-    machine = Machine(device.value, precision.value if precision else known(model)["preset"]["precision"])
-    options = {"nu": nu} if sampler is SamplerName.ancestral else {}
+    machine = Machine(device.value, precision.value if precision else model.precision)
+    options = {"nu": nu} if takes(sampler, "nu") else {}
     write_samples(
         out,
         model,
         n,
         count,
         machine,
-        sampler=sampler.value,
+        sampler=sampler,
         seed=seed,
         clip=clip,
         guidance=guidance,
@@ -339,7 +399,7 @@ def evaluate(
     features: Annotated[Features, typer.Option(help="FID is inception's at n = 50000.")] = Features.effnet,
     weights: Annotated[Path | None, typer.Option(help="Weights of the features (default: the published).")] = None,
     n: Annotated[int, typer.Option("--n", min=2, max=10**9, help="Samples a figure.")] = 5000,
-    sampler: SamplerName = SamplerName.ddim,
+    sampler: SamplerOption = "ddim",
     nu: NuOption = 0.0,
     clip: ClipOption = None,
     guidance: GuidanceOption = 0.0,
@@ -349,8 +409,10 @@ def evaluate(
     seed: SeedOption = 0,
     device: DeviceOption = Device.auto,
     precision: PrecisionOption = None,
+    plugin: PluginOption = None,
 ) -> None:
     """Measure checkpoints against their training images; every figure carries how it was measured."""
+    from pdlab.diffusion.samplers import takes
     from pdlab.report import evaluate_checkpoints, print_report
     from pdlab.training.checkpoint import known
     from pdlab.training.machine import Machine
@@ -360,8 +422,8 @@ def evaluate(
         raise PdlabError(f"--out {out} must end in .json")
     counts = None if steps is None else _counts(steps)
     models = [find(text) for text in checkpoints]
-    machine = Machine(device.value, precision.value if precision else known(models[0])["preset"]["precision"])
-    options = {"nu": nu} if sampler is SamplerName.ancestral else {}
+    machine = Machine(device.value, precision.value if precision else models[0].precision)
+    options = {"nu": nu} if takes(sampler, "nu") else {}
     sources = {known(model)["data"]["name"] for model in models}
     if len(sources) > 1:
         names = ", ".join(sorted(sources))
@@ -376,7 +438,7 @@ def evaluate(
         features=features.value,
         weights=weights,
         n=n,
-        sampler=sampler.value,
+        sampler=sampler,
         seed=seed,
         clip=clip,
         guidance=guidance,
@@ -414,6 +476,7 @@ def zoo_build(
     device: DeviceOption = Device.auto,
     precision: PrecisionOption = None,
     compile: CompileOption = None,
+    plugin: PluginOption = None,
 ) -> None:
     """Train, distil, measure and pack a whole ladder; the same command again goes on from where it was."""
     from pdlab.metrics.features import extractor
@@ -463,6 +526,7 @@ def bench(
     repeats: Annotated[int, typer.Option(min=3, max=1000, help="Alternating repeats; the median counts.")] = 9,
     device: DeviceOption = Device.auto,
     compile: CompileOption = None,
+    plugin: PluginOption = None,
 ) -> None:
     """Speed against diffusers on equal networks, alternating in one run, as ratios with their spread."""
     from pdlab.bench import bench as work
@@ -479,10 +543,12 @@ def app_(
     port: Annotated[
         int | None, typer.Option("--port", min=1, max=65535, help="Default: the first free one from 7860 on.")
     ] = None,
+    plugin: PluginOption = None,
 ) -> None:
     """Samples and distances across step counts, side by side in a browser; works offline."""
     try:
-        from pdlab.app.server import launch
+        with extra("app", "the app"):
+            from pdlab.app.server import launch
     except ValueError as error:  # what Gradio reads of the environment as it is imported
         raise PdlabError(f"the app cannot start ({reason(error)}): unset GRADIO_…, or set them right") from None
 
@@ -588,6 +654,25 @@ def _changes(assignments: list[str] | None, options: dict[str, Any]) -> dict[str
     return pairs | {name: str(value) for name, value in options.items() if value is not None}
 
 
+def _upkeep(
+    source: Any, machine: Any, log: Any, save_every: float | None, skip_bad: int, change: bool, every: int
+) -> Any:
+    from pdlab.training.loop import Upkeep
+
+    measure = None
+    if every:
+        from pdlab.metrics.gauge import Gauge
+
+        measure = Gauge(source, machine, partial(log.advance, "reference features"))
+    return Upkeep(save_every, skip_bad, change, measure, every)
+
+
+def _picture(machine: Any) -> Any:
+    from pdlab.report import draw_snapshot
+
+    return partial(draw_snapshot, machine=machine)
+
+
 def _counts(text: str) -> list[int]:
     try:
         counts = [int(part) for part in text.split(",")]
@@ -607,11 +692,17 @@ def _step_count(model: Any, steps: int | None) -> int:
 
 def _data_of(model: Any, root: Path | None, dataset: str | None, download: bool) -> Any:
     from pdlab.data import load as load_data
+    from pdlab.data import names
     from pdlab.distillation.rounds import check_same_data
-    from pdlab.training.checkpoint import known
 
-    settings = known(model)["preset"]
-    source = load_data(dataset or model.info["data"]["name"], "train", root, settings["size"], download)
+    settings = model.preset
+    name = dataset or model.info["data"]["name"]
+    if dataset is None and name not in names():
+        raise PdlabError(
+            f"{model.path} was trained on {name}, which no data set here is called: give --dataset with the same "
+            "images (folder, with --data DIR), or --plugin FILE.py that registers it"
+        )
+    source = load_data(name, "train", root, settings.size or model.shape[-1], download, settings.resize)
     check_same_data(model, source)
     return source
 
@@ -620,7 +711,7 @@ def _images(settings: Any, root: Path | None, download: bool = False) -> Any:
     from pdlab.data import ImageSource
     from pdlab.data import load as load_data
 
-    source = load_data(settings.data, "train", root, settings.size, download)
+    source = load_data(settings.data, "train", root, settings.size, download, settings.resize)
     if not isinstance(source, ImageSource):
         raise PdlabError(f"{settings.data} is 2-D: the zoo measures images only; try pdlab train and pdlab distill")
     return source

@@ -127,6 +127,20 @@ def atomic_folder(path: Path, remedy: str = "choose another place") -> Iterator[
 
 
 @contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """A new folder in `folder` for what others write; it goes when the block ends, or, after a kill, by a sweep."""
+    with _temporary(folder, os.mkdir) as temporary:
+        yield temporary
+
+
+def settle(made: Path, path: Path) -> None:
+    """Give the file `made`, complete and on the same disk, the name `path` and the mode of anything new."""
+    _open_up(made)
+    _flush(made)
+    made.replace(path)
+
+
+@contextmanager
 def alone(path: Path, busy: str, remedy: str = "choose another place") -> Iterator[None]:
     """No other process makes `path` meanwhile; PdlabError, saying `busy`, where one does."""
     lock = _lock_of(path)

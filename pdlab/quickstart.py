@@ -13,12 +13,13 @@ from pdlab import data
 from pdlab.data.source import ImageSource, to_uint8
 from pdlab.diffusion.samplers import sample
 from pdlab.distillation.rounds import distill
+from pdlab.figures.charts import metric_curve
+from pdlab.figures.grids import sample_grid
 from pdlab.files import atomic_file
 from pdlab.metrics.card import Row
 from pdlab.metrics.evaluate import Yardstick, evaluate, noise
 from pdlab.metrics.features import extractor
 from pdlab.report import write_report
-from pdlab.teaching.plots import metric_curve, sample_grid
 from pdlab.training.checkpoint import Checkpoint, load
 from pdlab.training.cost import cost_report
 from pdlab.training.log import Log

@@ -15,17 +15,18 @@ from torch import Tensor
 
 from pdlab import console, memory, zoo
 from pdlab.data.source import ImageSource, Source, to_uint8
+from pdlab.diffusion.samplers import Sampler
 from pdlab.errors import PdlabError
+from pdlab.figures.mosaic import mosaic
 from pdlab.files import alone, atomic_file, check_place, write
-from pdlab.metrics.card import Kind, Row
+from pdlab.metrics.card import Kind, Row, by_sampler
 from pdlab.metrics.evaluate import Yardstick, evaluate, generate, labels_of
 from pdlab.metrics.features import extractor
-from pdlab.training.checkpoint import Checkpoint, build_network
-from pdlab.training.cost import cost_report, forward_flops
+from pdlab.training.checkpoint import Checkpoint, load
+from pdlab.training.cost import cost_report, size
 from pdlab.training.log import Log
 from pdlab.training.machine import Machine
-from pdlab.training.presets import preset, presets
-from pdlab.zoo.page import figures
+from pdlab.training.presets import PRESETS, preset
 
 _COLUMNS = 40  # classes that a grid shows beside one another
 
@@ -41,7 +42,7 @@ def evaluate_checkpoints(
     features: str = "effnet-lite0",
     weights: Path | None = None,
     n: int = 5000,
-    sampler: str = "ddim",
+    sampler: str | Sampler = "ddim",
     seed: int = 0,
     clip: bool | None = None,
     guidance: float = 0.0,
@@ -144,16 +145,16 @@ def print_report(report: dict[str, Any]) -> None:
 def print_presets() -> None:
     """Every preset, a line each."""
     table = Table(Column("preset", no_wrap=True), "data", "weights", "GFLOPs", "teacher", "halving", "steps")
-    for settings in presets().values():
-        with torch.device("meta"):
-            network = build_network(settings.network, settings.output)
-        parameters = sum(p.numel() for p in network.parameters())
-        jobs = (f"{job.updates / 1000:g}k×{job.batch}" for job in (settings.teacher, settings.distill))
+    for settings in PRESETS.values():
+        found = size(settings.network, settings.output)
+        jobs = (
+            f"{job.updates / 1000:g}k×{job.batch}" if job else "" for job in (settings.teacher, settings.distill)
+        )
         table.add_row(
             settings.name,
             settings.data,
-            f"{parameters / 1e6:.3g}M",
-            f"{forward_flops(settings.network, settings.output) / 1e9:.2g}",
+            f"{found.weights / 4e6:.3g}M",
+            f"{found.flops / 1e9:.2g}",
             *jobs,
             str(settings.first_steps),
         )
@@ -181,7 +182,7 @@ def print_zoo() -> None:
         console.say(f"No ladder ships with this installation ({zoo.HOME}). pdlab quickstart makes one of digits.")
     printer = console.output()
     for name in names:
-        made, found = zoo.manifest(name), figures(zoo.report(name))
+        made, found = zoo.manifest(name), by_sampler(zoo.report(name))
         row = next(iter(found["ddim"].values()))
         shape = "×".join(map(str, made["data"]["shape"]))
         table = Table("checkpoint", "steps", "DDIM", "distilled", "images seen", "MiB")
@@ -213,12 +214,13 @@ def write_samples(
     steps: int,
     machine: Machine,
     *,
-    sampler: str = "ddim",
+    sampler: str | Sampler = "ddim",
     seed: int = 0,
     clip: bool | None = None,
     guidance: float = 0.0,
     classes: Sequence[str | int] | None = None,
     options: Mapping[str, float] | None = None,
+    quiet: bool = False,
 ) -> None:
     """`n` samples as a grid (.png) or as an array `arr_0` (.npz): uint8 `[N, H, W, C]`, or points `[N, 2]`.
 
@@ -230,9 +232,9 @@ def write_samples(
     memory.check(24 * n * torch.Size(model.shape).numel(), f"{n:,} samples", "take a smaller --n")
     model.denoiser.check_guidance(guidance)
     labels = labels_of(model.denoiser, n, model.class_numbers(classes))
-    with Log() as log, machine.for_sampling(machine.place(model.denoiser).network):
+    with Log(quiet=quiet) as log, machine.for_sampling(machine.place(model.denoiser)) as denoiser:
         parts = generate(
-            model.denoiser,
+            denoiser,
             model.shape,
             n,
             steps,
@@ -256,11 +258,17 @@ def write_samples(
             _grid(images, 1 if labels is None else len(labels.unique())).save(file, format="png")
 
 
+def draw_snapshot(path: Path, machine: Machine) -> None:
+    """A grid of 64 samples of checkpoint `path` beside it, `path.png`: in the steps it is read at, at most 64."""
+    out = path.with_name(f"{path.name}.png")
+    if not out.exists():
+        model = load(path)
+        write_samples(out, model, 64, min(model.info["preset"]["first_steps"], 64), machine, quiet=True)
+
+
 def _grid(images: Tensor, classes: int) -> Any:
     """A class a column; what has one class, or more than fit beside one another, about a square."""
     from PIL import Image
-
-    from pdlab.teaching.plots import mosaic
 
     columns = classes if 1 < classes <= _COLUMNS else max(1, round(len(images) ** 0.5))
     sheet = mosaic(images, columns=columns)
@@ -271,6 +279,6 @@ def _grid(images: Tensor, classes: int) -> Any:
 
 
 def _scatter(points: Tensor) -> Any:
-    from pdlab.teaching.plots import scatter
+    from pdlab.figures.charts import scatter  # matplotlib, which only points need
 
     return scatter(points)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from pdlab.files import alone, digest_of
 from pdlab.training.checkpoint import load
-from pdlab.training.presets import override, preset, presets
+from pdlab.training.presets import PRESETS, override, preset
 from tests import sealed
 from tests.command import Result, refused
 
@@ -459,7 +459,7 @@ def test_cifar10_from_the_command_line(tmp_path: Path) -> None:
 
 def test_presets_are_listed_and_shown_as_what_set_takes(pdlab) -> None:
     listed = pdlab("presets").out
-    assert all(name in listed for name in presets())
+    assert all(name in listed for name in PRESETS)
     for name in ("digits", "imagenet64"):
         lines = dict(line.split("=", 1) for line in pdlab("presets", name).out.splitlines())
         changes = {field: value for field, value in lines.items() if value not in ("None", "")}
@@ -513,6 +513,9 @@ def test_snapshots_on_the_way_are_checkpoints_like_the_last(pdlab, tmp_path: Pat
     plain = ["train", "digits", "--run", tmp_path / "plain", "--updates", 12, *TINY]
     assert pdlab(*plain).code == 0
     assert load(tmp_path / "plain" / "teacher").sha256 == load(tmp_path / "r" / "teacher").sha256
+    for name in ("teacher@4", "teacher@8"):
+        with Image.open(tmp_path / "r" / f"{name}.png") as image:
+            assert image.size == (497, 497)  # 8 × 8 digits of 8 pixels with gaps between, enlarged
     out = tmp_path / "grid.png"
     assert pdlab("sample", tmp_path / "r" / "teacher@4", "--steps", 2, "--n", 4, "--out", out).code == 0
 

@@ -7,7 +7,7 @@ from html import escape
 
 from torch import Tensor
 
-from pdlab.teaching.plots import PALETTE
+from pdlab.figures.style import PALETTE
 
 #: Curves are told apart by colour, by the shape of their points and by their dashes.
 COLOURS = PALETTE[:6]

@@ -29,7 +29,7 @@ class Waiting:
 
 
 @dataclass(frozen=True)
-class Stopped:
+class Cancelled:
     """The work was stopped; nothing of it goes on."""
 
 
@@ -75,7 +75,7 @@ class Compute:
         threading.Thread(target=self._serve, daemon=True, name="compute").start()
 
     async def run(self, work: Work, owner: str) -> AsyncIterator[Any]:
-        """Yields `Waiting`, then the frames of `work`, then `Stopped` if it was. Raises what the work raises.
+        """Yields `Waiting`, then the frames of `work`, then `Cancelled` if it was. Raises what the work raises.
 
         An owner has one piece of work at a time: a new one stops the one before. Closing this iterator stops it.
         Raises PdlabError at once when too many wait.
@@ -97,7 +97,7 @@ class Compute:
             if job.frames > seen:
                 yield job.frame
             if job.stop.is_set():
-                yield Stopped()
+                yield Cancelled()
         finally:
             self._stop([job])
 

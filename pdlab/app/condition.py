@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pdlab.app import state
-from pdlab.app.ladders import NOISES, Ladder
+from pdlab.app.ladders import NOISES, ShownLadder
 from pdlab.errors import PdlabError
 
 ALL = "all in turn"
@@ -22,7 +22,7 @@ class Condition:
     guidance: float = 0.0
 
     @classmethod
-    def of(cls, ladder: Ladder, given: Mapping[str, Any], most: float | None = None) -> "Condition":
+    def of(cls, ladder: ShownLadder, given: Mapping[str, Any], most: float | None = None) -> "Condition":
         """From a link's or the controls' values; `most` is the largest guidance, by default the ladder's.
 
         Raises PdlabError for a class that the ladder does not have.
@@ -35,13 +35,13 @@ class Condition:
         most = ladder.most if most is None else most
         return cls(label, round(state.number(given.get("guidance"), 0.0, most, min(ladder.shown, most)), 2))
 
-    def arguments(self, ladder: Ladder, first: int, n: int, device: torch.device) -> dict[str, Any]:
+    def arguments(self, ladder: ShownLadder, first: int, n: int, device: torch.device) -> dict[str, Any]:
         """What a sampler is given for the `n` noises from number `first` on, which begin again after the last."""
         if not ladder.classes:
             return {}
         return {"labels": self._labels(ladder, first, n).to(device), "guidance": self.guidance or None}
 
-    def code(self, ladder: Ladder, first: int, n: int) -> tuple[str, str]:
+    def code(self, ladder: ShownLadder, first: int, n: int) -> tuple[str, str]:
         """The same as Python: a line that is to stand before, and what is added to the call."""
         if not ladder.classes:
             return "", ""
@@ -53,23 +53,23 @@ class Condition:
             labels = f"torch.arange({first}, {first + n}){again} % {len(ladder.classes)}  # all classes in turn"
         return f"labels = {labels}\n", f", labels=labels{guidance}"
 
-    def names(self, ladder: Ladder, first: int, n: int) -> list[str]:
+    def names(self, ladder: ShownLadder, first: int, n: int) -> list[str]:
         """The class of each of these noises; none for a ladder without."""
         return [ladder.classes[k] for k in self._labels(ladder, first, n).tolist()] if ladder.classes else []
 
-    def among(self, ladder: Ladder, first: int, n: int) -> str:
+    def among(self, ladder: ShownLadder, first: int, n: int) -> str:
         """ " of horse", " of cat, deer, dog in turn": for a text that says what `n` samples are."""
         names = list(dict.fromkeys(self.names(ladder, first, n)))
         return f" of {', '.join(names)}" + (" in turn" if len(names) > 1 else "") if names else ""
 
-    def text(self, ladder: Ladder) -> str:
+    def text(self, ladder: ShownLadder) -> str:
         """ "class horse, guidance 1.5"; empty for a ladder without classes."""
         if not ladder.classes:
             return ""
         of = "all classes in turn" if self.label is None else f"class {ladder.classes[self.label]}"
         return of + (f", guidance {self.guidance:g}" if ladder.takes(None) or ladder.most else "")
 
-    def _labels(self, ladder: Ladder, first: int, n: int) -> Tensor:
+    def _labels(self, ladder: ShownLadder, first: int, n: int) -> Tensor:
         if self.label is not None:
             return torch.full((n,), self.label)
         return torch.arange(first, first + n) % NOISES % len(ladder.classes)

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pdlab.figures.mosaic import mosaic
 from pdlab.metrics.card import Row
-from pdlab.teaching.plots import mosaic
 
 
 def png(sheet: Tensor) -> str:

@@ -21,6 +21,7 @@ from pdlab.errors import PdlabError, reason
 from pdlab.files import read_bytes
 from pdlab.metrics.card import Row
 from pdlab.metrics.evaluate import noise
+from pdlab.networks import registry
 from pdlab.training.checkpoint import Checkpoint, checkpoints_in, load, read_header
 from pdlab.training.machine import Machine
 
@@ -34,7 +35,7 @@ T = TypeVar("T")
 Which = int | str | None
 
 
-class Ladder:
+class ShownLadder:
     """A teacher and its students, what they draw from fixed noises, and their report.
 
     `name` is what a link says. `steps` are the students' step counts, most first; `first` is how many steps the
@@ -114,7 +115,7 @@ class Ladder:
         return f"{self.data_name}, {' × '.join(str(side) for side in self.shape[1:])} pixels"
 
 
-class ZooLadder(Ladder):
+class ZooLadder(ShownLadder):
     """A ladder in the zoo's format, by its name or by the path of its folder."""
 
     def __init__(self, name: str, key: str) -> None:
@@ -127,48 +128,48 @@ class ZooLadder(Ladder):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """See Ladder."""
+        """See ShownLadder."""
         return tuple(self._manifest["data"]["shape"])
 
     @property
     def data_name(self) -> str:
-        """See Ladder."""
+        """See ShownLadder."""
         return str(self._manifest["data"]["name"])
 
     @cached_property
     def noise(self) -> Tensor:
-        """See Ladder."""
+        """See ShownLadder."""
         return zoo.noise(self._key)
 
     @cached_property
     def samples(self) -> dict[tuple[str, int, float], Tensor]:
-        """See Ladder."""
+        """See ShownLadder."""
         stored = {float(w): zoo.samples(self._key, w) for w in self._manifest["guidance"]["stored"]}
         return {(kind, n, w): images for w, drawn in stored.items() for (kind, n), images in drawn.items()}
 
     @cached_property
     def report(self) -> dict[str, Any]:
-        """See Ladder."""
+        """See ShownLadder."""
         return zoo.report(self._key)
 
     def takes(self, which: Which) -> float:
-        """See Ladder."""
+        """See ShownLadder."""
         if which is None:
             return MOST_GUIDANCE if self._manifest["settings"]["network"].get("null_class") else 0.0
         return float(self._manifest["guidance"]["most"])
 
     def checkpoint(self, which: Which) -> Checkpoint:
-        """See Ladder."""
+        """See ShownLadder."""
         assert not isinstance(which, str)  # stage one does not ship
         return zoo.checkpoint(self._key, which)
 
     def code(self, which: Which) -> tuple[str, str]:
-        """See Ladder."""
+        """See ShownLadder."""
         steps = "" if which is None else f", steps={which}"
         return "from pdlab import zoo", f"zoo.load({self._key!r}{steps})"
 
     def images(self) -> ImageSource | None:
-        """See Ladder."""
+        """See ShownLadder."""
         found = zoo.images(self._key)
         return None if found.name.startswith("samples of ") else found
 
@@ -177,7 +178,7 @@ class ZooLadder(Ladder):
         return zoo.pool(self._key).images
 
 
-class RunLadder(Ladder):
+class RunLadder(ShownLadder):
     """What `pdlab train` and `pdlab distill` (or the quickstart) left in a folder."""
 
     def __init__(self, name: str, path: Path) -> None:
@@ -192,6 +193,7 @@ class RunLadder(Ladder):
             except OSError as error:
                 raise PdlabError(f"{folder} cannot be read as a checkpoint: {reason(error)}") from error
             network, info = header["network"], header["info"]
+            registry.check_buildable(registry.from_json(network, f"{folder}: network"))
             if header["bounded"] and info:  # images
                 which = GUIDED if info["model"] == GUIDED else header["steps"]
                 self._paths[which], self._takes[which] = folder, float(network.get("guidance_max", 0.0))
@@ -208,22 +210,22 @@ class RunLadder(Ladder):
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
-        """See Ladder."""
+        """See ShownLadder."""
         return self.checkpoint(None).shape
 
     @property
     def data_name(self) -> str:
-        """See Ladder."""
+        """See ShownLadder."""
         return str(self._info["data"]["name"])
 
     @cached_property
     def noise(self) -> Tensor:
-        """See Ladder."""
+        """See ShownLadder."""
         return noise(self.shape, NOISES, 0)
 
     @cached_property
     def samples(self) -> dict[tuple[str, int, float], Tensor]:
-        """See Ladder."""
+        """See ShownLadder."""
         if self.classes:  # the quickstart, which leaves such a file, has none
             return {}
         try:
@@ -235,7 +237,7 @@ class RunLadder(Ladder):
 
     @cached_property
     def report(self) -> dict[str, Any]:
-        """See Ladder."""
+        """See ShownLadder."""
         try:
             file = self._path / zoo.REPORT
             found: dict[str, Any] = schema.parse(read_bytes(file, schema.MOST_JSON), str(file))
@@ -245,24 +247,24 @@ class RunLadder(Ladder):
             return {"rows": []}
 
     def takes(self, which: Which) -> float:
-        """See Ladder."""
+        """See ShownLadder."""
         return self._takes.get(which, 0.0)
 
     def checkpoint(self, which: Which) -> Checkpoint:
-        """See Ladder."""
+        """See ShownLadder."""
         if which not in self._paths:
             raise PdlabError(f"{self.name} has no student of {which} steps: distil it with pdlab distill")
         return load(self._paths[which])
 
     def code(self, which: Which) -> tuple[str, str]:
-        """See Ladder."""
+        """See ShownLadder."""
         return (
             "from pdlab.training.checkpoint import load",
             f"load({str(self._paths[which])!r}).denoiser",
         )
 
     def images(self) -> ImageSource | None:
-        """See Ladder."""
+        """See ShownLadder."""
         try:
             found = data.load(self.data_name)
         except PdlabError:
@@ -325,19 +327,19 @@ class Shelf:
         self._models: Recent[Denoiser] = Recent(models)
         self.drawn: Recent[Drawn] = Recent(drawn)
         self.features: Recent[Tensor] = Recent(64 << 20)
-        self.ladders: dict[str, Ladder] = {}
+        self.ladders: dict[str, ShownLadder] = {}
         self.refused: list[str] = []
         self._machine: Machine | None = None
         self.refresh()
 
     def refresh(self) -> None:
         """Look again for ladders: the zoo's default first. What cannot be read is named in `refused`."""
-        found: dict[str, Ladder] = {}
+        found: dict[str, ShownLadder] = {}
         refused: list[str] = []
         shipped = zoo.names()
         if shipped:
             shipped.sort(key=lambda name: name != zoo.default())
-        places: list[tuple[str, Callable[[str], Ladder]]] = [
+        places: list[tuple[str, Callable[[str], ShownLadder]]] = [
             (name, lambda unique, name=name: ZooLadder(unique, name))  # type: ignore[misc]
             for name in shipped
         ]
@@ -354,7 +356,7 @@ class Shelf:
                 refused.append(f"{name} is not a ladder that this version of pdlab reads: build it again")
         self.ladders, self.refused = found, refused
 
-    def ladder(self, name: object = None) -> Ladder:
+    def ladder(self, name: object = None) -> ShownLadder:
         """The ladder called `name`, or the default one. PdlabError where there is none at all."""
         if isinstance(name, str) and name in self.ladders:
             return self.ladders[name]
@@ -362,7 +364,7 @@ class Shelf:
             return ladder
         raise PdlabError("there is no ladder to show: run the quickstart, which makes one of digits in minutes")
 
-    def model(self, ladder: Ladder, which: Which) -> Denoiser:
+    def model(self, ladder: ShownLadder, which: Which) -> Denoiser:
         """A model on this machine's device, in float32; loaded once, and let go of beyond the bound."""
         key = (ladder.name, which)
         found = self._models.get(key)
@@ -419,7 +421,7 @@ def _is_run(path: Path) -> bool:
     return (path / zoo.MANIFEST).is_file() or (path / "teacher" / "model.json").is_file()
 
 
-def _place(path: Path) -> tuple[str, Callable[[str], Ladder]]:
+def _place(path: Path) -> tuple[str, Callable[[str], ShownLadder]]:
     if (path / zoo.MANIFEST).is_file():
         return path.name, lambda name: ZooLadder(name, str(path))
     return path.resolve().name, lambda name: RunLadder(name, path)

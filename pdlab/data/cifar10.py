@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from pdlab.data.cache import cache_dir
 from pdlab.data.download import download, extract
-from pdlab.data.pickled import BatchUnpickler, Pixels
+from pdlab.data.pickled import BatchUnpickler, PickledArray
 from pdlab.data.source import ImageSource
 from pdlab.errors import PdlabError
 from pdlab.files import digest_of, place, read_bytes
@@ -136,7 +136,7 @@ def _read_pickled(content: bytes) -> Rows:
         raise ValueError(f"it holds no {error}") from error
     except Exception as error:  # a hostile or damaged pickle can raise anything
         raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from error
-    if not isinstance(data, Pixels) or data.shape != shape:
+    if not isinstance(data, PickledArray) or data.shape != shape:
         raise ValueError(f"its data is not an array of {PER_BATCH:,} x {PIXELS} bytes")
     if not isinstance(labels, list) or any(type(n) is not int or not 0 <= n < len(CLASSES) for n in labels):
         raise ValueError(f"its labels are not a list of numbers from 0 to {len(CLASSES) - 1}")

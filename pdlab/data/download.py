@@ -2,17 +2,12 @@
 
 import contextlib
 import gzip
-import http.client
-import os
 import shutil
-import stat
 import tarfile
-import urllib.error
-import urllib.request
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from rich.progress import (
     BarColumn,
@@ -23,139 +18,100 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from pdlab import __version__, console
+from pdlab import console
 from pdlab.errors import PdlabError, reason
-from pdlab.files import alone, atomic_folder, digest_of, open_regular, unlock
+from pdlab.files import alone, atomic_folder, digest_of, open_regular, scratch, settle, unlock
 
 CHUNK = 1 << 20
 TIMEOUT = 30.0  # seconds without a byte
+RETRIES = 3  # after 1, 2 and 3 seconds
 
 
-def download(
-    url: str, dest: Path, *, sha256: str | None = None, md5: str | None = None, most: int = 1 << 30
-) -> Path:
-    """Fetch `url` to `dest`, once: a file that lies there with the right checksum is left as it is.
+def download(url: str, dest: Path, *, sha256: str, most: int = 1 << 30) -> Path:
+    """Fetch `url` to `dest`, once: a file that lies there with the right SHA-256 is left as it is.
 
-    The bytes arrive in `dest` + ".part", which a later call continues; it takes its name only when the one
-    checksum that was given, `sha256` or else `md5`, is right. Never are more than `most` bytes taken. Returns
-    `dest`.
+    The bytes take this name only when they are all there and right; what breaks off, or is another file, is tried
+    again. Never are more than `most` bytes taken, which had better be the file's own number. Returns `dest`.
 
     Raises:
         PdlabError: no connection, an HTTP error, a transfer that broke off, a wrong checksum, a full disk, another
             process that fetches the same file.
     """
-    algorithm, expected = ("sha256", sha256) if sha256 else ("md5", md5)
-    if not expected:
-        raise ValueError("download needs a checksum: sha256 or md5")
-    if dest.is_file() and digest_of(dest, algorithm) == expected.lower():
+    if dest.is_file() and digest_of(dest) == sha256.lower():
         unlock(dest)
         return dest
-    part = dest.with_name(dest.name + ".part")
     try:
-        with alone(dest, f"another pdlab fetches {dest}: wait until it is there, then run again"):
-            _complete(url, part, dest, algorithm, expected.lower(), most)
+        with (
+            alone(dest, f"another pdlab fetches {dest}: wait until it is there, then run again"),
+            scratch(dest.parent) as folder,
+        ):
+            settle(_fetched(url, folder / dest.name, sha256.lower(), most, dest), dest)
     except OSError as error:
-        raise PdlabError(
-            f"cannot write {part}: {reason(error)}; put that right and run again, what has arrived is kept"
-        ) from error
+        raise PdlabError(f"cannot write {dest}: {reason(error)}; put that right and run again") from error
     return dest
 
 
-def _complete(url: str, part: Path, dest: Path, algorithm: str, expected: str, most: int) -> None:
-    try:
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        with os.fdopen(os.open(part, flags, 0o666), "ab") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise PdlabError(f"{part} is not a file: move it away and run again")
-            _fetch(url, file, dest, most)
-            file.flush()
-            os.fsync(file.fileno())
-    finally:
-        if part.is_file() and part.stat().st_size == 0:
-            part.unlink()
-    if not part.is_file() or digest_of(part, algorithm) != expected:
-        part.unlink(missing_ok=True)
-        raise PdlabError(
-            f"{url} did not have the expected {algorithm} and was deleted: run again, and if it happens "
-            "again the source has changed or something on the way alters it"
-        )
-    part.replace(dest)
+def _fetched(url: str, part: Path, sha256: str, most: int, dest: Path) -> Path:
+    """The file `part`, which pooch fetches, checks and, after a failure, fetches again."""
+    import pooch  # both slow to import, and only needed here
+    import requests
+
+    pooch.get_logger().setLevel("ERROR")  # it would announce every file
+    by_hand = f"or fetch it by other means and put it at {dest}"
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    known = pooch.create(
+        part.parent, "", registry={part.name: sha256}, urls={part.name: url}, retry_if_failed=RETRIES
+    )
+    with Progress(*columns, console=console.errors(), transient=True) as progress:
+        task = progress.add_task(part.name, total=most)
+
+        def fetch(url: str, path: str, known: Any) -> None:
+            progress.reset(task)
+            with open(path, "wb") as file:
+                bounded = _Bounded(file, most, lambda n: progress.advance(task, n))
+                pooch.HTTPDownloader(chunk_size=CHUNK, timeout=TIMEOUT)(url, bounded, known)
+
+        try:
+            return Path(known.fetch(part.name, downloader=fetch))
+        except _TooLong:
+            raise PdlabError(f"{url} has more than {most:,} bytes: it is another file, {by_hand}") from None
+        except requests.HTTPError as error:
+            answer = str(error).partition(" for url")[0]
+            raise PdlabError(f"{url} answered {answer}: try later, {by_hand}") from error
+        except requests.RequestException as error:
+            raise PdlabError(f"cannot fetch {url} ({_line(error)}): check the connection, {by_hand}") from error
+        except ValueError as error:  # pooch's, of another checksum
+            raise PdlabError(
+                f"{url} did not have the expected sha256 and was deleted: run again, and if it happens again the "
+                "source has changed or something on the way alters it"
+            ) from error
 
 
-def _fetch(url: str, file: IO[bytes], dest: Path, most: int) -> None:
-    """Append to `file` what it lacks of `url`, or write it anew where the server cannot continue."""
-    try:
-        response = _open(url, file.tell())
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE or file.tell() == 0:
-            raise PdlabError(f"{url} answered {error.code} {error.reason}: try later, {_by_hand(dest)}") from error
-        if error.headers.get("Content-Range", "").strip() == f"bytes */{file.tell()}":
-            return  # all of it had arrived already
-        _restart(file)  # what lies there is longer than the file itself: not a part of it
-        return _fetch(url, file, dest, most)
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise PdlabError(f"cannot reach {url} ({_line(reason)}): check the connection, {_by_hand(dest)}") from error
-
-    with response:
-        if response.status != http.client.PARTIAL_CONTENT:
-            _restart(file)  # the server sends all of it, asked for a range or not
-        elif not response.headers.get("Content-Range", "").startswith(f"bytes {file.tell()}-"):
-            raise PdlabError(f"{url} sent another range than was asked for: delete {file.name} and run again")
-        length = response.headers.get("Content-Length", "")
-        total = file.tell() + int(length) if length.isdecimal() and len(length) < 19 else None
-        if total is not None and total > most:
-            raise _too_long(url, f"{total:,}", most, dest)
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=console.errors(), transient=True) as progress:
-            task = progress.add_task(dest.name, total=total, completed=file.tell())
-            while chunk := _read(response, url):
-                if file.tell() + len(chunk) > most:
-                    _restart(file)
-                    raise _too_long(url, "more", most, dest)
-                file.write(chunk)
-                progress.update(task, advance=len(chunk))
-        if total is not None and file.tell() < total:
-            raise _broken_off(url, f"{file.tell():,} of {total:,} bytes")
+class _TooLong(Exception):
+    """More bytes come than the file has."""
 
 
-def _restart(file: IO[bytes]) -> None:
-    file.seek(0)
-    file.truncate()
+class _Bounded:
+    """A file that takes up to `most` bytes, and tells how many it took."""
 
+    def __init__(self, file: IO[bytes], most: int, took: Callable[[int], None]) -> None:
+        self._file, self._left, self._took = file, most, took
 
-def _open(url: str, start: int) -> http.client.HTTPResponse:
-    request = urllib.request.Request(url, headers={"User-Agent": f"pdlab/{__version__}"})
-    if start:
-        request.add_header("Range", f"bytes={start}-")
-    return urllib.request.urlopen(request, timeout=TIMEOUT)
+    def write(self, content: bytes) -> None:
+        self._left -= len(content)
+        if self._left < 0:
+            raise _TooLong
+        self._file.write(content)
+        self._took(len(content))
 
-
-def _read(response: http.client.HTTPResponse, url: str) -> bytes:
-    """The bytes that have come since the last call (read1 hands over what arrived before a connection breaks)."""
-    try:
-        return response.read1(CHUNK)
-    except (OSError, http.client.HTTPException) as error:
-        raise _broken_off(url, _line(error)) from error
-
-
-def _broken_off(url: str, reason: str) -> PdlabError:
-    return PdlabError(f"the transfer of {url} broke off ({reason}): run again, it continues from there")
-
-
-def _too_long(url: str, size: str, most: int, dest: Path) -> PdlabError:
-    return PdlabError(f"{url} has {size} bytes instead of at most {most:,}: it is another file, {_by_hand(dest)}")
-
-
-def _by_hand(dest: Path) -> str:
-    return f"or fetch it by other means and put it at {dest}"
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def _line(reason: object) -> str:

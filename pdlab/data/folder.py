@@ -22,15 +22,22 @@ from pdlab.files import alone, atomic_file, open_regular
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # whatever the suffix says, never a program's
 MOST_PIXELS = 64 << 20
+#: How images are brought to a size, when they shrink and when they grow; both ways of shrinking see every pixel.
+RESIZES = {
+    "box": (Image.Resampling.BOX, Image.Resampling.BICUBIC),
+    "bilinear": (Image.Resampling.BILINEAR, Image.Resampling.BILINEAR),
+}
 VERSION = 2  # part of the cache's key: raise it when `_prepare` changes
 
 
-def load(root: Path, size: int, split: str = "train") -> ImageSource:
+def load(root: Path, size: int, split: str = "train", resize: str = "box") -> ImageSource:
     """Every image below `root`, in the order of its path, RGB, as uint8 [N, 3, size, size].
 
-    Each is turned upright (EXIF), cropped to its central square and resized: with a box filter when it
-    shrinks (as ImageNet 64 x 64 was made), bicubic when it grows. The result is cached under the files'
-    names, sizes and times. Hidden files and other suffixes than `SUFFIXES` are passed over.
+    Each is turned upright (EXIF), cropped to its central square and resized. `resize` "box" takes a box filter
+    when it shrinks (as ImageNet 64 x 64 was made) and bicubic when it grows; "bilinear" is antialiased: a triangle
+    that widens as the image shrinks (as the paper's authors did LSUN, who do not round to uint8 after it). The
+    result is cached under the files' names, sizes and times. Hidden files and other suffixes than `SUFFIXES` are
+    passed over.
 
     When every image lies exactly one folder deep, in two folders or more, these are its classes.
 
@@ -39,12 +46,14 @@ def load(root: Path, size: int, split: str = "train") -> ImageSource:
     """
     if split != "train":
         raise PdlabError(f'a folder of images has only the split "train", not "{split}": give another folder')
+    if resize not in RESIZES:
+        raise PdlabError(f'unknown resize "{resize}": choose one of {", ".join(RESIZES)}')
     if size < 1:
         raise PdlabError(f"size must be at least 1 pixel, not {size}")
     files = _list(root)
     labels, classes = _classes([file.relative_to(root) for file in files])
     return ImageSource(
-        images=torch.from_numpy(_cached(root, files, size)),
+        images=torch.from_numpy(_cached(root, files, size, resize)),
         labels=labels,
         classes=classes,
         name="folder",
@@ -77,14 +86,14 @@ def _classes(names: Sequence[Path]) -> tuple[torch.Tensor | None, tuple[str, ...
     return torch.tensor([number[name.parts[0]] for name in names]), tuple(classes)
 
 
-def _cached(root: Path, files: Sequence[Path], size: int) -> np.ndarray:
+def _cached(root: Path, files: Sequence[Path], size: int, resize: str) -> np.ndarray:
     """The images, uint8 [N, 3, size, size], from the cache or else from the files by way of the cache."""
     stats = [file.stat() for file in files]
     listing = [
         (file.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns)
         for file, stat in zip(files, stats, strict=True)
     ]
-    names = json.dumps([VERSION, size, listing])
+    names = json.dumps([VERSION, size, resize, listing])
     path = cache_dir() / "folders" / f"{hashlib.sha256(names.encode()).hexdigest()[:32]}.pixels"
     shape = (len(files), 3, size, size)
     memory.check(
@@ -98,7 +107,7 @@ def _cached(root: Path, files: Sequence[Path], size: int) -> np.ndarray:
     with atomic_file(path, CACHE_REMEDY) as cache, alone(path, busy, CACHE_REMEDY):
         pool = ThreadPoolExecutor(os.cpu_count())  # Pillow decodes and resizes without the GIL
         try:
-            prepared = pool.map(lambda file: _prepare(file, size), files)
+            prepared = pool.map(lambda file: _prepare(file, size, resize), files)
             title = f"Preparing {escape(console.printable(root.name))}"
             progress = track(prepared, title, len(files), console=console.errors(), transient=True)
             for row, image in zip(images, progress, strict=True):
@@ -124,7 +133,7 @@ def _kept(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
         return None
 
 
-def _prepare(file: Path, size: int) -> bytes:
+def _prepare(file: Path, size: int, resize: str) -> bytes:
     """One image as the bytes of uint8 [3, size, size]."""
     try:
         with open_regular(file) as content, Image.open(content, formats=FORMATS) as opened:
@@ -138,6 +147,6 @@ def _prepare(file: Path, size: int) -> bytes:
         raise PdlabError(f"cannot read {file} ({reason}): repair or remove it and run again") from error
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    resample = Image.Resampling.BOX if side >= size else Image.Resampling.BICUBIC
+    resample = RESIZES[resize][side < size]
     square = image.resize((size, size), resample, box=(left, top, left + side, top + side))
     return np.asarray(square).transpose(2, 0, 1).tobytes()

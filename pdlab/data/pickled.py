@@ -24,7 +24,7 @@ _INSTRUCTIONS = frozenset(getattr(pickle, name)[0] for name in _WRITTEN.split())
 _read = pickle._Unpickler.dispatch
 
 
-class Pixels:
+class PickledArray:
     """What a pickle says of a uint8 array, kept without numpy: numpy's own functions never see its arguments."""
 
     def __init__(self, expected: tuple[int, int]) -> None:
@@ -33,7 +33,7 @@ class Pixels:
         self.order: Any = "C"
         self.content = b""
 
-    def fill(self, shape: Any, fortran: bool, dtype: Any, content: Any) -> "Pixels":
+    def fill(self, shape: Any, fortran: bool, dtype: Any, content: Any) -> "PickledArray":
         """Take over the array's parts once they are plain and agree with one another."""
         rows, columns = self.expected
         if not isinstance(dtype, _UInt8) or not isinstance(content, bytes | bytearray):
@@ -96,17 +96,17 @@ class BatchUnpickler(pickle._Unpickler):
             raise ValueError("it makes far more bytes than a batch has")
         return text.encode("latin1")
 
-    def _pixels(self) -> Pixels:
+    def _pixels(self) -> PickledArray:
         """The one array that a batch has."""
         self._arrays += 1
         if self._arrays > 1:
             raise ValueError("it holds more than one array")
-        return Pixels(self._shape)
+        return PickledArray(self._shape)
 
     def _stand_ins(self) -> dict[tuple[str, str], Callable[..., Any]]:
         """Made anew for each name, so that nothing a pickle hangs on one outlives it."""
 
-        def frombuffer(content: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> Pixels:
+        def frombuffer(content: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> PickledArray:
             return self._pixels().fill(shape, order == "F", dtype, content)
 
         return {

@@ -1,9 +1,11 @@
 """The one object everything downstream holds: network + parameterization + schedule -> prediction."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from pdlab.diffusion.prediction import OUTPUTS, Prediction
+from pdlab.diffusion.prediction import OUTPUTS, Prediction, output_channels
 from pdlab.diffusion.schedule import CosineSchedule, per_example
 from pdlab.errors import PdlabError
 
@@ -12,8 +14,8 @@ class Denoiser(nn.Module):
     """Called with `(z, t)`, returns a `Prediction` that knows x, eps and v.
 
     Args:
-        network: any module `network(z [B, …], logsnr [B], labels [B] | None) -> raw [B, …]`; with `guidance_max`
-            it takes the guidance weights `[B]` as a fourth argument.
+        network: any module `network(z [B, …], logsnr [B]) -> raw [B, …]`; with `num_classes` it takes the labels
+            `[B]` as a third argument, and with `guidance_max` the guidance weights `[B]` as the last.
         output: what raw means: "x", "eps", "v" or "both" (x and eps, twice the channels).
         schedule: gives alpha, sigma and logsnr at t.
         bounded: the data lie in [−1, 1] (images), so samplers clip x by default.
@@ -22,8 +24,10 @@ class Denoiser(nn.Module):
         null_class: label `num_classes` says "no class", so that guidance is possible.
         guidance_max: the network answers as if guided, in one evaluation, for weights in [0, guidance_max]; 0 for
             a network that is not told a weight.
+        shape: of one example, e.g. (3, 32, 32), where it is known; training and distilling find it in the data.
 
-    Raises PdlabError for an eps network on a schedule that reaches alpha = 0, where eps does not determine x.
+    Raises PdlabError for an eps network on a schedule that reaches alpha = 0, where eps does not determine x, and
+    for a null class or guidance without classes.
     """
 
     def __init__(
@@ -37,8 +41,11 @@ class Denoiser(nn.Module):
         num_classes: int = 0,
         null_class: bool = False,
         guidance_max: float = 0.0,
+        shape: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        if (null_class or guidance_max) and not num_classes:
+            raise PdlabError("null_class and guidance_max need num_classes of at least 1")
         if output not in OUTPUTS:
             raise PdlabError(f"unknown output {output!r}: choose one of {', '.join(OUTPUTS)}")
         self.network = network
@@ -49,6 +56,7 @@ class Denoiser(nn.Module):
         self.num_classes = num_classes
         self.null_class = null_class
         self.guidance_max = guidance_max
+        self.shape = None if shape is None else tuple(shape)
         self.schedule.check_output(output)
 
     @property
@@ -68,6 +76,7 @@ class Denoiser(nn.Module):
             num_classes=self.num_classes,
             null_class=self.null_class,
             guidance_max=self.guidance_max,
+            shape=self.shape,
         )
 
     def forward(
@@ -83,6 +92,9 @@ class Denoiser(nn.Module):
         w x(z, no class) (Ho & Salimans 2022): in one call of twice the batch, or by the network itself if that is
         how it was distilled. Labels may be left out where there is a null class. The network may hold its weights
         in a lower precision; alpha, sigma and the conversions are in z's.
+
+        Raises PdlabError for labels that are missing or not taken, and for a network whose output has another shape
+        than its `output` needs.
         """
         t = torch.as_tensor(t, dtype=z.dtype, device=z.device)
         logsnr = self.schedule.logsnr(t).expand(len(z))
@@ -115,26 +127,42 @@ class Denoiser(nn.Module):
             raise PdlabError(f"guidance must be a finite number, not {least:g}")
 
     def _labels(self, z: Tensor, labels: Tensor | None) -> Tensor | None:
-        if labels is None and self.null_class:
+        if not self.num_classes:
+            if labels is not None:
+                raise PdlabError("this denoiser has no classes: leave labels out, or make it with num_classes")
+            return None
+        if labels is None:
+            if not self.null_class:
+                raise PdlabError(f"this denoiser is told one of {self.num_classes} classes: give labels")
             return torch.full((len(z),), self.num_classes, device=z.device)
         return labels
 
     def _raw(self, z: Tensor, logsnr: Tensor, labels: Tensor | None, guidance: Tensor | float | None) -> Tensor:
-        weight = next(self.network.parameters(), None)
-        dtype = z.dtype if weight is None else weight.dtype
         if self.guidance_max:
             w = torch.as_tensor(0.0 if guidance is None else guidance, dtype=z.dtype, device=z.device)
-            return self.network(z.to(dtype), logsnr, labels, w.expand(len(z))).to(z.dtype)
+            return self._answer(z, logsnr, labels, w.expand(len(z)))
         if guidance is None or (isinstance(guidance, float | int) and guidance == 0):
-            return self.network(z.to(dtype), logsnr, labels).to(z.dtype)
-        if not self.null_class:
+            return self._answer(z, logsnr, labels)
+        if not self.null_class or labels is None:
             self.check_guidance(1.0)
+            raise AssertionError  # there is always a label where there is a null class
         none = torch.full((len(z),), self.num_classes, device=z.device)
-        assert labels is not None
-        twice = self.network(
-            torch.cat([z, z]).to(dtype), torch.cat([logsnr, logsnr]), torch.cat([labels, none])
-        ).to(z.dtype)
+        twice = self._answer(torch.cat([z, z]), torch.cat([logsnr, logsnr]), torch.cat([labels, none]))
         # x, eps and v are affine in raw, and 1 + w − w = 1: guiding raw guides them all.
         conditional, unconditional = twice.chunk(2)
         w = per_example(torch.as_tensor(guidance, dtype=z.dtype, device=z.device), z)
         return conditional + w * (conditional - unconditional)
+
+    def _answer(self, z: Tensor, logsnr: Tensor, labels: Tensor | None, *guidance: Tensor) -> Tensor:
+        """The network's raw output in z's dtype, computed in the dtype of its weights."""
+        weight = next(self.network.parameters(), None)
+        condition = guidance if labels is None else (labels, *guidance)
+        raw = self.network(z if weight is None else z.to(weight.dtype), logsnr, *condition)
+        expected = (len(z), output_channels(self.output, z.shape[1]), *z.shape[2:])
+        if not isinstance(raw, Tensor) or raw.shape != expected or not raw.is_floating_point():
+            given = f"{list(raw.shape)} of {raw.dtype}" if isinstance(raw, Tensor) else f"a {type(raw).__name__}"
+            raise PdlabError(
+                f"{type(self.network).__name__} answers {given}, but output {self.output!r} for {list(z.shape)} "
+                f"needs {list(expected)} of floating point"
+            )
+        return raw.to(z.dtype)

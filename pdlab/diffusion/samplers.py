@@ -12,11 +12,12 @@ dz/dphi = v(z, t), free of any singularity. DDIM holds x and eps fixed over a st
 averages v over its ends, DPM-Solver++(2M) extrapolates x from the step before (both second order).
 """
 
+import inspect
 import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -66,6 +67,65 @@ def ancestral_step(
     return mean + one_minus_r.sqrt() * sigma_s ** (1 - nu) * sigma_t**nu * noise
 
 
+Sampler = Callable[..., Iterator[Step]]
+SAMPLERS: dict[str, Sampler] = {}
+_NFE: dict[Sampler, Callable[[int], int]] = {}
+S = TypeVar("S", bound=Sampler)
+
+
+def register_sampler(name: str, nfe: Callable[[int], int] | None = None) -> Callable[[S], S]:
+    """Register the decorated generator under `name`: it then works wherever a sampler is named.
+
+    It is called as `sampler(denoiser, noise, steps, *, clip, labels, guidance)` and yields one `Step` a step, the
+    last with the samples as z. Parameters beyond these are options; one called `draw` is given `draw(z)`, fresh
+    noise for z that depends on the seed and the number of each sample alone. `nfe(steps)` are its network
+    evaluations (default: `steps`). PdlabError for a name that is taken by another.
+    """
+
+    def add(sampler: S) -> S:
+        known = SAMPLERS.get(name)
+        if known is not None and _where(known) != _where(sampler):
+            raise PdlabError(f"there is a sampler {name!r} already: register yours under another name")
+        SAMPLERS[name] = sampler
+        if nfe is not None:
+            _NFE[sampler] = nfe
+        return sampler
+
+    return add
+
+
+def _where(sampler: Sampler) -> tuple[str, str]:
+    return sampler.__module__, sampler.__qualname__
+
+
+def find_sampler(sampler: str | Sampler) -> Sampler:
+    """The sampler of this name, or itself. Raises PdlabError listing those there are."""
+    if isinstance(sampler, str):
+        if sampler not in SAMPLERS:
+            raise PdlabError(f"unknown sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}")
+        return SAMPLERS[sampler]
+    return sampler
+
+
+def sampler_name(sampler: str | Sampler) -> str:
+    """What a card calls it: the registered name, or that of the function."""
+    if isinstance(sampler, str):
+        return sampler
+    return next((name for name, known in SAMPLERS.items() if known is sampler), sampler.__qualname__)
+
+
+def takes(sampler: str | Sampler, option: str) -> bool:
+    """Whether a sampler has the option."""
+    return option in inspect.signature(find_sampler(sampler)).parameters
+
+
+def nfe(sampler: str | Sampler, steps: int, each: int = 1) -> int:
+    """Network evaluations an image costs with this sampler; `each` prediction costs `Denoiser.evaluations`."""
+    found = find_sampler(sampler)
+    return each * (_NFE[found](steps) if found in _NFE else steps)
+
+
+@register_sampler("ddim")
 def ddim(
     denoiser: Denoiser,
     noise: Tensor,
@@ -87,6 +147,7 @@ def ddim(
         yield Step(s, z, prediction)
 
 
+@register_sampler("ancestral")
 def ancestral(
     denoiser: Denoiser,
     noise: Tensor,
@@ -118,6 +179,7 @@ def ancestral(
         yield Step(s, z, prediction)
 
 
+@register_sampler("heun", nfe=lambda steps: 2 * steps - 1)
 def heun(
     denoiser: Denoiser,
     noise: Tensor,
@@ -144,6 +206,7 @@ def heun(
         yield Step(s, z, prediction)
 
 
+@register_sampler("dpm-solver++")
 def dpm_solver(
     denoiser: Denoiser,
     noise: Tensor,
@@ -174,40 +237,26 @@ def dpm_solver(
         yield Step(s, z, prediction)
 
 
-SAMPLERS: dict[str, Callable[..., Iterator[Step]]] = {
-    "ddim": ddim,
-    "ancestral": ancestral,
-    "heun": heun,
-    "dpm-solver++": dpm_solver,
-}
-
-
-def nfe(sampler: str, steps: int, each: int = 1) -> int:
-    """Network evaluations an image costs with this sampler; `each` prediction costs `Denoiser.evaluations`."""
-    return each * (2 * steps - 1 if sampler == "heun" else steps)
-
-
 @torch.no_grad()
 def sample(
     denoiser: Denoiser,
     noise: Tensor,
     steps: int | None = None,
-    sampler: str = "ddim",
+    sampler: str | Sampler = "ddim",
     *,
     clip: bool | None = None,
     labels: Tensor | None = None,
     guidance: Tensor | float | None = None,
     **options: object,
 ) -> Tensor:
-    """Samples `[B, …]` from `noise` `[B, …]`: runs a sampler of `SAMPLERS` to its end.
+    """Samples `[B, …]` from `noise` `[B, …]`: runs a sampler, by name or itself, to its end.
 
     `steps` defaults to the number a distilled denoiser was made for; another number is allowed and warned of.
     `labels` `[B]` are the classes to draw and `guidance` (a number or `[B]`) how far beyond them: see `Denoiser`.
     `options` go to the sampler (`nu`, `generator`, `draw`). Raises PdlabError for an unknown sampler, when `steps`
     is missing for an undistilled denoiser, or for a guidance that this one cannot be given.
     """
-    if sampler not in SAMPLERS:
-        raise PdlabError(f"unknown sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}")
+    run = find_sampler(sampler)
     steps = denoiser.steps if steps is None else steps
     if steps is None:
         raise PdlabError("this denoiser is not distilled and has no step count of its own: say how many steps")
@@ -219,7 +268,7 @@ def sample(
         )
     denoiser.check_guidance(guidance)
     z = noise
-    for step in SAMPLERS[sampler](denoiser, noise, steps, clip=clip, labels=labels, guidance=guidance, **options):
+    for step in run(denoiser, noise, steps, clip=clip, labels=labels, guidance=guidance, **options):
         z = step.z
     return z
 

@@ -7,7 +7,6 @@ guidance would compound.
 """
 
 import dataclasses
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +15,9 @@ from pdlab.diffusion.denoiser import Denoiser
 from pdlab.diffusion.schedule import diffuse
 from pdlab.diffusion.weighting import WEIGHTINGS
 from pdlab.errors import PdlabError
+from pdlab.networks.registry import CONDITION, Own, build, config_of
 from pdlab.seeds import seed_for
-from pdlab.training.checkpoint import build_network, conditioning
-from pdlab.training.objective import stratified_times
+from pdlab.training.objective import TIMES
 
 #: Name of stage one's checkpoint and stage.
 GUIDED = "guided"
@@ -27,17 +26,18 @@ GUIDED = "guided"
 class GuidedObjective:
     """Stage one's: the student's prediction at (z_t, class, w) against the `teacher`'s guided by w.
 
-    t ~ U(0, 1], w ~ U[0, guidance_max] for each example, at the weighting the teacher was trained with.
+    t ~ U(0, 1], drawn as `times` says, w ~ U[0, guidance_max] for each example, at the weighting the teacher was
+    trained with.
     """
 
     teacher_forwards = 2  # one call of twice the batch
 
-    def __init__(self, teacher: Denoiser, weighting: str) -> None:
-        self.teacher, self.weighting = teacher, WEIGHTINGS[weighting]
+    def __init__(self, teacher: Denoiser, weighting: str, times: str = "stratified") -> None:
+        self.teacher, self.weighting, self.times = teacher, WEIGHTINGS[weighting], TIMES[times]
 
     def __call__(self, denoiser: Denoiser, x: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
         """Losses `[B]` for data `x` `[B, …]` of classes `labels` `[B]`."""
-        t = stratified_times(len(x), generator, x.device)
+        t = self.times(len(x), generator, x.device)
         eps = torch.randn(x.shape, generator=generator, device=x.device)
         w = draw_guidance(denoiser, len(x), generator, x.device)
         z = diffuse(denoiser.schedule, x, t, eps)
@@ -64,16 +64,21 @@ def guided_student(teacher: Denoiser, guidance_max: float, seed: int = 0) -> Den
         teacher.check_guidance(1.0)
     if not guidance_max > 0:
         raise PdlabError(f"guidance_max must be above 0, not {guidance_max:g}")
-    known: Any = teacher.network
-    config = dataclasses.replace(known.config, guidance_max=guidance_max, null_class=False)
+    known = config_of(teacher)
+    if isinstance(known, Own) or not hasattr(known, "guidance_max"):
+        raise PdlabError(
+            f"{type(teacher.network).__name__} has no way in for a guidance weight: make it with Denoiser(…, "
+            "guidance_max=…) and train it so, or distil without guidance"
+        )
+    config = dataclasses.replace(known, guidance_max=guidance_max, null_class=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, GUIDED, "initialization"))
-        network = build_network(config, teacher.output)
+        network = build(config, teacher.output)
     weights = network.state_dict() | teacher.network.state_dict()
     for name, tensor in network.state_dict().items():  # the embedding of "no class" goes
         weights[name] = weights[name][: len(tensor)]
     network.load_state_dict(weights)
     student = teacher.around(network)
-    for name, value in conditioning(config).items():
-        setattr(student, name, value)
+    for name in CONDITION:
+        setattr(student, name, getattr(config, name))
     return student

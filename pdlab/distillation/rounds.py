@@ -1,7 +1,8 @@
-"""One halving, and the ladder of them: 2N steps become N, again and again (algorithm 2)."""
+"""One round, and the ladder of them: 2N steps become N, again and again (algorithm 2)."""
 
 import copy
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,103 +11,135 @@ from torch import Tensor
 
 from pdlab.data.source import Source
 from pdlab.diffusion.denoiser import Denoiser
+from pdlab.diffusion.prediction import Prediction
 from pdlab.diffusion.schedule import diffuse
 from pdlab.diffusion.weighting import WEIGHTINGS
 from pdlab.distillation.guided import GUIDED, GuidedObjective, draw_guidance, guided_student
-from pdlab.distillation.target import student_target
+from pdlab.distillation.target import target_along
 from pdlab.errors import PdlabError
-from pdlab.training.checkpoint import Checkpoint, build_network, load, save
-from pdlab.training.cost import Cost, check_memory, forward_flops
+from pdlab.networks.registry import Own, config_of
+from pdlab.training.checkpoint import Checkpoint, load, save
+from pdlab.training.cost import Cost, check_memory, size_of
 from pdlab.training.log import Log
-from pdlab.training.loop import Trained, fit, trainable
+from pdlab.training.loop import CHANGEABLE, Trained, Upkeep, fit, trainable
 from pdlab.training.machine import Machine
-from pdlab.training.objective import stratified_times
-from pdlab.training.presets import Optimization, Preset
+from pdlab.training.objective import TIMES
+from pdlab.training.presets import Optimization, Preset, to_dict
 from pdlab.training.run import Run
-from pdlab.training.teacher import check_fits, describe, settings_of
+from pdlab.training.teacher import check_fits, describe
 
 
-def ladder(first: int, last: int = 1) -> list[int]:
-    """The students' step counts from a teacher of `first` steps: first/2, first/4, …, `last`.
+def ladder(first: int, last: int = 1, hops: int = 2) -> list[int]:
+    """The students' step counts from a teacher of `first` steps: first/hops, first/hops², …, `last`.
 
-    Raises PdlabError unless halving `first` reaches `last`.
+    Raises PdlabError unless dividing `first` by `hops` again and again reaches `last`.
     """
     rungs, steps = [], first
-    while steps > last > 0 and steps % 2 == 0:
-        steps //= 2
+    while hops > 1 and steps > last > 0 and steps % hops == 0:
+        steps //= hops
         rungs.append(steps)
     if not rungs or steps != last:
-        good = max(last, 1) * 2 ** max(1, (max(first, 1) // max(last, 1)).bit_length() - 1)
+        if hops < 2:
+            raise PdlabError(f"a student step replaces at least 2 of the teacher's, not {hops}")
+        last, rounds = max(last, 1), 1
+        while last * hops ** (rounds + 1) <= first:
+            rounds += 1
+        how = "halving" if hops == 2 else f"dividing by {hops}"
         raise PdlabError(
-            f"halving {first} steps again and again does not give {last}: "
-            f"take --from as --to times a power of two, e.g. --from {good} --to {max(last, 1)}"
+            f"{how} {first} steps again and again does not give {last}: take --from as --to times a power of "
+            f"{hops}, e.g. --from {last * hops**rounds} --to {last}"
         )
     return rungs
 
 
 def round_settings(settings: Optimization, steps: int) -> Optimization:
-    """The settings of the halving to `steps`: the paper doubles the updates of those to 2 and to 1 step."""
+    """The settings of the round to `steps`: the paper doubles the updates of those to 2 and to 1 step."""
     return dataclasses.replace(settings, updates=settings.updates * (2 if steps <= 2 else 1))
 
 
-class HalvingObjective:
-    """The student's: one DDIM step of a student of `steps` steps against two of the `teacher`'s.
+class RoundObjective:
+    """The student's: one DDIM step of a student of `steps` steps against `hops` of the `teacher`'s.
 
     `steps` is a 0-d integer tensor on the device, so that one compiled function serves every round. Where both
-    take a guidance weight, one is drawn for each example and given to both.
+    take a guidance weight, one is drawn for each example and given to both. `draw` says how i is drawn (see
+    `training.objective.TIMES`). A variant of the method overrides `times` or `target`.
     """
 
-    teacher_forwards = 2
+    def __init__(self, teacher: Denoiser, steps: Tensor, weighting: str, hops: int = 2) -> None:
+        self.teacher, self.steps, self.weighting, self.hops = teacher, steps, WEIGHTINGS[weighting], hops
+        self.draw = "stratified"
 
-    def __init__(self, teacher: Denoiser, steps: Tensor, weighting: str) -> None:
-        self.teacher, self.steps, self.weighting = teacher, steps, WEIGHTINGS[weighting]
+    def times(self, n: int, generator: torch.Generator, device: torch.device) -> list[Tensor]:
+        """The teacher's times, `hops` + 1 of `[n]`, from the student's t = i/N, i ~ U{1, …, N}, to t − 1/N."""
+        i = torch.ceil(TIMES[self.draw](n, generator, device) * self.steps)
+        return [(i - k / self.hops) / self.steps for k in range(self.hops + 1)]
+
+    def target(self, z: Tensor, times: list[Tensor], labels: Tensor | None, guidance: Tensor | None) -> Prediction:
+        """What the student is taught at `z` `[B, …]` and `times[0]`."""
+        return target_along(self.teacher, z, times, labels, guidance).prediction
 
     def __call__(self, denoiser: Denoiser, x: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
-        """Losses `[B]` for data `x` `[B, …]`, at i ~ U{1, …, N}, t = i/N."""
-        i = torch.ceil(stratified_times(len(x), generator, x.device) * self.steps)
-        t = i / self.steps
+        """Losses `[B]` for data `x` `[B, …]`."""
+        times = self.times(len(x), generator, x.device)
         eps = torch.randn(x.shape, generator=generator, device=x.device)
         w = draw_guidance(denoiser, len(x), generator, x.device)
-        z = diffuse(denoiser.schedule, x, t, eps)
-        target = student_target(self.teacher, z, i, self.steps, labels, w)
-        return self.weighting.loss(target.prediction, denoiser(z, t, labels, w))
+        z = diffuse(denoiser.schedule, x, times[0], eps)
+        target = self.target(z, times, labels, w)
+        return self.weighting.loss(target, denoiser(z, times[0], labels, w))
 
 
 class Ladder:
-    """A student and its teacher that climb down together: `halve(steps)` is one round.
+    """A student and its teacher that climb down together: `descend(steps)` is one round.
 
     Two networks serve all rounds: the student starts a round as a copy of the teacher's weights, and its
-    weights become the next teacher's, in place.
+    weights become the next teacher's, in place. The student is trained in evaluation mode: no dropout.
+
+    Args:
+        teacher: any denoiser; left as it is.
+        weighting: of the student's loss.
+        hops: how many of the teacher's steps one of the student's replaces; the paper's 2.
+        objective: what a round minimises: called once with (teacher, steps, weighting, hops).
     """
 
-    def __init__(self, teacher: Denoiser, weighting: str, source: Source, machine: Machine) -> None:
-        check_distillable(teacher)
-        self.machine = machine
+    def __init__(
+        self,
+        teacher: Denoiser,
+        source: Source,
+        machine: Machine,
+        *,
+        weighting: str = "truncated",
+        hops: int = 2,
+        objective: Callable[[Denoiser, Tensor, str, int], RoundObjective] = RoundObjective,
+    ) -> None:
+        self.machine, self.hops = machine, hops
         self.source = source.to(machine.device)
         self.teacher = machine.place(copy.deepcopy(teacher)).eval().requires_grad_(False)
-        self.student = machine.place(_without_dropout(teacher))
+        self.student = machine.place(copy.deepcopy(teacher)).requires_grad_(True)
         self._live_teacher = trainable(self.teacher, machine)
         self._live_student = trainable(self.student, machine)
         self._steps = torch.ones((), dtype=torch.int64, device=machine.device)
-        self._objective = HalvingObjective(self._live_teacher, self._steps, weighting)
+        self._objective = objective(self._live_teacher, self._steps, weighting, hops)
 
-    def halve(
+    def descend(
         self,
         steps: int,
         settings: Optimization,
         *,
         seed: int = 0,
+        start: Denoiser | None = None,
         run: Run | None = None,
         log: Log | None = None,
-        save_every: float = 60.0,
+        upkeep: Upkeep = Upkeep(),
     ) -> Trained:
         """Distil the current teacher into a student of `steps` steps, `self.student`.
 
+        The student starts as its teacher, or as `start`.
         With a moving average in `settings` the student ends as that: it is sampled, kept, and the next teacher.
         """
-        self.student.network.load_state_dict(self.teacher.network.state_dict())
+        self.student.network.load_state_dict((start or self.teacher).network.state_dict())
         self.student.steps = steps
         self._steps.fill_(steps)
+        self._objective.draw = settings.times
         trained = fit(
             self.student,
             self._objective,
@@ -117,8 +150,9 @@ class Ladder:
             seed=seed,
             run=run,
             log=log,
-            save_every=save_every,
+            upkeep=upkeep,
             live=self._live_student,
+            dropout=False,
         )
         self.student.network.load_state_dict(trained.weights)
         return trained
@@ -153,18 +187,20 @@ def distill(
     *,
     first: int,
     last: int = 1,
+    hops: int = 2,
+    objective: Callable[[Denoiser, Tensor, str, int], RoundObjective] = RoundObjective,
     seed: int = 0,
     log: Log | None = None,
-    save_every: float = 60.0,
+    upkeep: Upkeep = Upkeep(),
 ) -> list[Path]:
     """All rounds from a teacher read at `first` steps down to a student of `last`; returns their checkpoints.
 
-    The rounds go by `preset.distill`; with `preset.guidance_max` a student that takes a guidance weight comes
-    before them, by `preset.guide`, unless `teacher` is one. Finished rounds are kept and an interrupted one goes
-    on. Every checkpoint names its teacher's sha256. Raises PdlabError for step counts that halving does not
-    connect, other data, or a foreign run folder.
+    The rounds go by `preset.distill`, each replacing `hops` steps by one and minimising `objective` (see `Ladder`);
+    with `preset.guidance_max` a student that takes a guidance weight comes before them, by `preset.guide`, unless
+    `teacher` is one. Finished rounds are kept and an interrupted one goes on. Every checkpoint names its teacher's
+    sha256. Raises PdlabError for step counts that `hops` do not connect, other data, or a foreign run folder.
     """
-    rungs = check_rounds(teacher, source, preset, first, last)
+    rungs = check_rounds(teacher, source, preset, first, last, hops)
     settings, weighting = preset.distill, preset.weighting
     # Not `last`: a run that stopped at 2 steps may go on to 1.
     claim = {
@@ -173,35 +209,41 @@ def distill(
         "guide": dataclasses.asdict(preset.guide) if preset.guidance_max else None,
         "guidance_max": preset.guidance_max,
         "first": first,
+        "hops": hops,
+        "objective": f"{objective.__module__}.{objective.__qualname__}",
         "seed": seed,
         "data": describe(source),
         "precision": machine.precision_for(teacher.denoiser.network),
     }
-    note = run.claim("distill", claim, machine.describe())
+    to_come = ["settings"] if run.checkpoint(GUIDED) else ["settings", "guide"]
+    changeable = ("precision", *(f"{part}.{name}" for part in to_come for name in CHANGEABLE))
+    claimed = run.claim("distill", claim, machine.describe(), changeable, upkeep.change)
+    if claimed.changed and all(run.checkpoint(rung_name(steps)) for steps in rungs):
+        raise PdlabError(f"every round down to {last} steps is finished: leave --change out, or give another --to")
     for name in (GUIDED, *map(rung_name, rungs)):
         run.check_free(name)
-    if note and log is not None:
-        log.say(note)
-    now = settings_of(preset)
+    if log is not None:
+        for note in claimed.notes:
+            log.say(note)
+    now = to_dict(preset)
     own = {name: now[name] for name in ("distill", "guide", "guidance_max")}
     recorded = {**teacher.info["preset"], **own, "first_steps": first}
     paths = []
     if preset.guidance_max and not teacher.denoiser.guidance_max:
-        teacher = _guide(teacher, source, preset, run, machine, recorded, seed=seed, log=log, save_every=save_every)
+        teacher = _guide(teacher, source, preset, run, machine, recorded, seed=seed, log=log, upkeep=upkeep)
         paths.append(run.path / GUIDED)
-    steps_down = Ladder(teacher.denoiser, weighting, source, machine)
-    network = teacher.denoiser.network.config
-    flops = forward_flops(network, teacher.denoiser.output)
+    steps_down = Ladder(teacher.denoiser, source, machine, weighting=weighting, hops=hops, objective=objective)
+    flops = size_of(teacher.denoiser).flops
     parent = teacher.sha256
     for steps in rungs:
         path = run.path / rung_name(steps)
         if run.checkpoint(path.name) is not None:
-            done = _load_rung(path, parent)
+            done = _load_rung(path, parent, steps_down.student)
             steps_down.promote(done.denoiser)
             parent = done.sha256
         else:
             optimization = round_settings(settings, steps)
-            trained = steps_down.halve(steps, optimization, seed=seed, run=run, log=log, save_every=save_every)
+            trained = steps_down.descend(steps, optimization, seed=seed, run=run, log=log, upkeep=upkeep)
             info = {
                 **teacher.info,
                 "preset": recorded,
@@ -210,8 +252,11 @@ def distill(
                 "seed": seed,
                 "teacher": parent,
                 "optimization": dataclasses.asdict(optimization),
+                "hops": hops,
+                "changes": trained.changes,
+                "skipped": trained.skipped,
                 "device": machine.describe(),
-                "cost": dataclasses.asdict(Cost.of(optimization, flops, 2, trained.seconds)),
+                "cost": dataclasses.asdict(Cost.of(optimization, flops, hops, trained.seconds)),
             }
             parent = save(path, steps_down.student, info)
             steps_down.promote()
@@ -230,7 +275,7 @@ def _guide(
     *,
     seed: int,
     log: Log | None,
-    save_every: float,
+    upkeep: Upkeep,
 ) -> Checkpoint:
     """Stage one: the checkpoint RUN/guided, made from `teacher` or found finished."""
     path = run.path / GUIDED
@@ -239,7 +284,7 @@ def _guide(
         student = machine.place(guided_student(teacher.denoiser, preset.guidance_max, seed))
         trained = fit(
             student,
-            GuidedObjective(trainable(original, machine), preset.weighting),
+            GuidedObjective(trainable(original, machine), preset.weighting, preset.guide.times),
             source.to(machine.device),
             preset.guide,
             machine,
@@ -247,9 +292,9 @@ def _guide(
             seed=seed,
             run=run,
             log=log,
-            save_every=save_every,
+            upkeep=upkeep,
         )
-        flops = forward_flops(student.network.config, student.output)
+        flops = size_of(student).flops
         info = {
             **teacher.info,
             "preset": recorded,
@@ -258,6 +303,8 @@ def _guide(
             "seed": seed,
             "teacher": teacher.sha256,
             "optimization": dataclasses.asdict(preset.guide),
+            "changes": trained.changes,
+            "skipped": trained.skipped,
             "device": machine.describe(),
             "cost": dataclasses.asdict(
                 Cost.of(preset.guide, flops, GuidedObjective.teacher_forwards, trained.seconds)
@@ -265,12 +312,14 @@ def _guide(
         }
         save(path, student, info, trained.weights)
     run.drop_states(GUIDED)
-    return _load_rung(path, teacher.sha256)
+    return _load_rung(path, teacher.sha256, teacher.denoiser)
 
 
-def check_rounds(teacher: Checkpoint, source: Source, preset: Preset, first: int, last: int) -> list[int]:
+def check_rounds(
+    teacher: Checkpoint, source: Source, preset: Preset, first: int, last: int, hops: int = 2
+) -> list[int]:
     """The rungs of `distill` with these arguments; PdlabError, before anything is written, if it cannot be done."""
-    rungs = ladder(first, last)
+    rungs = ladder(first, last, hops)
     for steps in rungs:
         round_settings(preset.distill, steps)
     check_distillable(teacher.denoiser)
@@ -280,31 +329,26 @@ def check_rounds(teacher: Checkpoint, source: Source, preset: Preset, first: int
         )
     check_same_data(teacher, source)
     for settings in (preset.distill, *([preset.guide] if preset.guidance_max else [])):
-        check_memory(teacher.denoiser.network.config, teacher.denoiser.output, settings)  # type: ignore[arg-type]
+        check_memory(size_of(teacher.denoiser), teacher.shape, settings)
     return rungs
 
 
 def check_same_data(checkpoint: Checkpoint, source: Source) -> None:
-    """Raise PdlabError unless `source` is the data set that `checkpoint` was trained on."""
+    """Raise PdlabError unless `source` is the data set that `checkpoint` was trained on, by name or by content."""
     name = checkpoint.info["data"]["name"]
-    if name != source.name:
+    if name != source.name and checkpoint.info["data"]["digest"] != source.digest:
         raise PdlabError(
             f"{checkpoint.path} was trained on {name}, not on {source.name}: leave --dataset out, or give {name}"
         )
     check_fits(source, checkpoint.shape, checkpoint.denoiser.num_classes, str(checkpoint.path))
 
 
-def _load_rung(path: Path, parent: str) -> Checkpoint:
+def _load_rung(path: Path, parent: str, like: Denoiser) -> Checkpoint:
+    own = isinstance(config_of(like), Own)
     try:
-        done = load(path)
+        done = load(path, copy.deepcopy(like.network).cpu() if own else None)
     except PdlabError as error:
         raise PdlabError(f"{error}; remove {path} to distil it again") from None
     if done.info.get("teacher") != parent:
         raise PdlabError(f"{path} has another teacher than this run's: choose another --run, or remove {path}")
     return done
-
-
-def _without_dropout(denoiser: Denoiser) -> Denoiser:
-    network = build_network(denoiser.network.config, denoiser.output)  # type: ignore[arg-type]
-    network.load_state_dict(denoiser.network.state_dict())
-    return denoiser.around(network)

@@ -8,8 +8,7 @@ import torch
 
 from pdlab.data.source import ImageSource, Source
 from pdlab.distillation.rounds import Ladder
-from pdlab.training.checkpoint import data_shape
-from pdlab.training.cost import Cost, forward_flops
+from pdlab.training.cost import Cost, size
 from pdlab.training.loop import fit, trainable
 from pdlab.training.machine import Machine
 from pdlab.training.objective import DiffusionObjective
@@ -33,19 +32,19 @@ def throughput(
     settings: Preset, machine: Machine, batch: int, rate: float, seconds: float = 5.0
 ) -> list[Throughput]:
     """Measure both kinds of update of `settings` for about `seconds` each; `rate` is `matrix_rate(machine)`."""
-    shape = data_shape(settings.network)
+    shape = settings.network.shape
     images = torch.randint(
         0, 256, (2 * batch, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
     source = ImageSource(images).to(machine.device)
-    flops = forward_flops(settings.network, settings.output)
+    flops = size(settings.network, settings.output).flops
     found = []
     for name, make, forwards in (("training", training_step, 0), ("distillation", distillation_step, 2)):
         work = make(settings, source, machine, batch)
         _seconds(work, 4, machine)  # compiles, and finds the fastest kernels
         updates = max(4, round(4 * seconds / _seconds(work, 4, machine)))
         speed = updates * batch / _seconds(work, updates, machine)
-        cost = Cost.of(replace(settings.teacher, updates=1, batch=1), flops, forwards, 0.0).flops
+        cost = Cost.of(replace(settings.teaching, updates=1, batch=1), flops, forwards, 0.0).flops
         found.append(Throughput(settings.name, name, batch, speed, cost, speed * cost / rate))
     return found
 
@@ -69,14 +68,14 @@ def training_step(settings: Preset, source: Source, machine: Machine, batch: int
     denoiser = machine.place(new_denoiser(settings, 0))
     live = trainable(denoiser, machine)
     objective = DiffusionObjective(settings.weighting)
-    optimization = replace(settings.teacher, batch=batch)
+    optimization = replace(settings.teaching, batch=batch)
     return lambda k: fit(denoiser, objective, source, replace(optimization, updates=k), machine, live=live)
 
 
 def distillation_step(settings: Preset, source: Source, machine: Machine, batch: int) -> Callable[[int], object]:
-    """`work(k)`: k updates of a halving round."""
-    rounds = Ladder(new_denoiser(settings, 0), settings.weighting, source, machine)
-    return lambda k: rounds.halve(8, replace(settings.distill, batch=batch, updates=k))
+    """`work(k)`: k updates of a round."""
+    rounds = Ladder(new_denoiser(settings, 0), source, machine, weighting=settings.weighting)
+    return lambda k: rounds.descend(8, replace(settings.distill, batch=batch, updates=k))
 
 
 def _seconds(work: Callable[[int], object], updates: int, machine: Machine) -> float:

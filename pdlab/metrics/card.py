@@ -1,13 +1,14 @@
 """The card: how a figure was measured, kept with the figure."""
 
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-import pdlab
+from pdlab import __version__
 from pdlab.errors import PdlabError
 from pdlab.metrics.features import FeatureExtractor
 
@@ -39,7 +40,7 @@ class Card:
     seed: int
     ema: bool
     checkpoint: str | None  # hash of the weights; None for a model without any
-    precision: str
+    precision: str  # of products, as they were really computed: "bf16", "tf32" or "fp32"
     device: str
     versions: dict[str, str]
     real: dict[str, Any] | None  # value, n, how: what real images reach, the best that can be expected
@@ -115,10 +116,29 @@ def comparable(a: Card, b: Card) -> list[str]:
     return [name for name in same if getattr(a, name) != getattr(b, name)]
 
 
+def by_sampler(
+    report: Mapping[str, Any], guidance: float = 0.0, what: Kind = "frechet"
+) -> dict[str, dict[int, Row]]:
+    """A report's figures of one kind at one guidance: `[sampler or "distilled"][network evaluations]`.
+
+    Heun's rule, which needs an odd number of predictions, stands at one more.
+    """
+    found: dict[str, dict[int, Row]] = {}
+    for data in report["rows"]:
+        row = Row.from_dict(data)
+        if row.kind == what and row.card.guidance == guidance:
+            kind = "distilled" if row.model == "distilled" else str(row.card.sampler["name"])
+            calls = row.card.nfe
+            found.setdefault(kind, {})[calls + (calls + 2) // (2 * row.card.steps) if kind == "heun" else calls] = (
+                row
+            )
+    return found
+
+
 def versions() -> dict[str, str]:
     """The versions of what a figure depends on; an extractor's own library is in its description."""
     return {
-        "pdlab": pdlab.__version__,
+        "pdlab": __version__,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "numpy": np.__version__,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pdlab.data.source import ImageSource, to_uint8
 from pdlab.diffusion.denoiser import Denoiser
-from pdlab.diffusion.samplers import nfe, sample
+from pdlab.diffusion.samplers import Sampler, find_sampler, nfe, sample, sampler_name, takes
 from pdlab.errors import PdlabError
 from pdlab.metrics.agreement import real_agreement, reference_probe, standard_error
 from pdlab.metrics.card import Card, Kind, Row, figure_name, versions
@@ -54,7 +54,7 @@ def generate(
     shape: Sequence[int],
     n: int,
     steps: int,
-    sampler: str = "ddim",
+    sampler: str | Sampler = "ddim",
     *,
     seed: int = 0,
     clip: bool | None = None,
@@ -67,9 +67,10 @@ def generate(
     """Batches of samples `[b, *shape]` in float32, `n` in all, from `noise(shape, n, seed)`.
 
     Sample k is of the class that `labels_of` says. It depends on `seed` and k, but neither on `batch` nor on `n`:
-    the ancestral sampler's noise, too, is of one stream for each block of k. Raises PdlabError for a guidance or
+    a sampler's own noise, too, is of one stream for each block of k. Raises PdlabError for a guidance or
     classes that `denoiser` cannot be given, before anything is drawn.
     """
+    find_sampler(sampler)
     denoiser.check_guidance(guidance)
     labels = labels_of(denoiser, n, classes)
 
@@ -79,7 +80,7 @@ def generate(
             end = min(n, begin + max(_BLOCK, batch // _BLOCK * _BLOCK))
             z = torch.cat(list(_noise_blocks(shape, end, seed, begin)))
             extra: dict[str, Any] = dict(options or {})
-            if sampler == "ancestral":
+            if takes(sampler, "draw"):
                 extra["draw"] = _fresh_noise(begin, end, seed)
             given = None if labels is None else labels[begin:end].to(device)
             yield sample(
@@ -201,7 +202,7 @@ def evaluate(
     yardstick: Yardstick,
     machine: Machine,
     *,
-    sampler: str = "ddim",
+    sampler: str | Sampler = "ddim",
     seed: int = 0,
     clip: bool | None = None,
     guidance: float = 0.0,
@@ -226,7 +227,7 @@ def sample_features(
     yardstick: Yardstick,
     machine: Machine,
     *,
-    sampler: str = "ddim",
+    sampler: str | Sampler = "ddim",
     seed: int = 0,
     clip: bool | None = None,
     guidance: float = 0.0,
@@ -236,8 +237,7 @@ def sample_features(
     options: Mapping[str, float] | None = None,
 ) -> Tensor:
     """Features `[yardstick.n, dim]` of samples of `checkpoint`, rounded to uint8."""
-    denoiser = machine.place(checkpoint.denoiser)
-    with machine.for_sampling(denoiser.network):
+    with machine.for_sampling(machine.place(checkpoint.denoiser)) as denoiser:
         parts = generate(
             denoiser,
             checkpoint.shape,
@@ -262,7 +262,7 @@ def rows_of(
     yardstick: Yardstick,
     machine: Machine,
     *,
-    sampler: str = "ddim",
+    sampler: str | Sampler = "ddim",
     seed: int = 0,
     clip: bool | None = None,
     guidance: float = 0.0,
@@ -282,7 +282,7 @@ def rows_of(
             reference=reference,
             extractor=yardstick.extractor.describe(),
             rounding="uint8, to nearest",
-            sampler={"name": sampler, **(options or {})},
+            sampler={"name": sampler_name(sampler), **(options or {})},
             steps=steps,
             nfe=nfe(sampler, steps, denoiser.evaluations(guidance)),
             guidance=float(guidance),
@@ -291,7 +291,7 @@ def rows_of(
             seed=seed,
             ema=bool(checkpoint.info.get("ema")),
             checkpoint=checkpoint.sha256 or None,
-            precision=machine.precision_for(denoiser.network),
+            precision=machine.computes_in(denoiser.network),
             device=machine.describe(),
             versions=versions(),
             real=yardstick.real[kind],

@@ -1,1 +1,3 @@
-"""Networks: `network(z, logsnr, labels=None)` gives the raw output that a parameterization reads."""
+"""Networks: `network(z, logsnr, …)` gives what a parameterization reads; see `registry` for one of your own."""
+
+from pdlab.networks import mlp, unet  # noqa: F401  # they register themselves

@@ -22,7 +22,7 @@ from pdlab.errors import PdlabError
 from pdlab.networks.unet import AttentionBlock, ResidualBlock, UNet, UNetConfig
 
 #: What must be equal in both configurations. Width, levels, image and classes have rules of their own.
-_SAME = ("in_channels", "out_channels", "blocks", "heads", "head_dim", "embedding_channels", "guidance_max")
+_SAME = ("in_channels", "out_multiple", "blocks", "heads", "head_dim", "embedding_channels", "guidance_max")
 
 Segments = list[tuple[int, int]]  # (channels in the small network, in the large one), in the order they are stacked
 

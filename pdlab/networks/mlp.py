@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from pdlab import schema
 from pdlab.errors import PdlabError
 from pdlab.networks.embedding import guidance_embedding, time_embedding
+from pdlab.networks.final import full_precision
+from pdlab.networks.registry import register_network
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class MLPConfig:
             raise PdlabError("null_class and guidance_max need num_classes of at least 1")
 
 
+@register_network("mlp", MLPConfig)
 class MLP(nn.Module):
     """`(z [B, *shape], logsnr [B], labels [B] | None, guidance [B] | None) -> [B, out_multiple · shape[0], …]`.
 
@@ -78,7 +81,8 @@ class MLP(nn.Module):
         h = self.first(z.flatten(1))
         for block in self.blocks:
             h = block(h, condition)
-        out = self.last(nn.functional.silu(self.norm(h)))
+        with full_precision(h):
+            out = self.last(nn.functional.silu(self.norm(h.to(self.last.weight.dtype))))
         return out.reshape(len(z), self.config.out_multiple * z.shape[1], *z.shape[2:])
 
 

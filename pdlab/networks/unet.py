@@ -15,23 +15,25 @@ from torch import Tensor, nn
 from pdlab import schema
 from pdlab.errors import PdlabError
 from pdlab.networks.embedding import guidance_embedding, time_embedding
+from pdlab.networks.final import FinalConv2d, full_precision
+from pdlab.networks.registry import register_network
 
 
 @dataclass(frozen=True)
 class UNetConfig:
     """The shape of a `UNet`; plain values, so that it can be written to JSON and read back.
 
-    The resolution is `image_size / patch` at the first level and halves from one level to the next; level i has
-    `channels * multipliers[i]` channels and `blocks` residual blocks on the way down (one more on the
-    way up). `attention` lists the resolutions with self-attention, which the middle always has, with `heads`
-    heads or, where `head_dim` is given instead, heads of that size. A norm has 32 groups, or fewer so that each
-    has at least `group_size` channels: PyTorch's CPU kernel is many times slower in channels_last below 16.
-    With `patch` p > 1 the network works on p×p pixels as channels (space to depth): for small machines; the
-    paper's networks have 1. The first `image_levels` levels all read the image and add to the output, level i in
-    patches of p·2^i: so a network can grow outwards from a smaller one, which stays within it (see `grow`).
-    `averaged` counts how often growing doubled the patch instead. Means of 2^k × 2^k pixels have a log-SNR higher
-    by k·2 log 2: the noise level is told as that of the innermost image. `time_channels` is the size of its
-    embedding (None: `channels`).
+    `out_multiple` is 2 for output "both". The resolution is `image_size / patch` at the first level and halves
+    from one level to the next; level i has `channels * multipliers[i]` channels and `blocks` residual blocks on
+    the way down (one more on the way up). `attention` lists the resolutions with self-attention, which the middle
+    always has, with `heads` heads or, where `head_dim` is given instead, heads of that size. A norm has 32 groups,
+    or fewer so that each has at least `group_size` channels: PyTorch's CPU kernel is many times slower in
+    channels_last below 16. With `patch` p > 1 the network works on p×p pixels as channels (space to depth): for
+    small machines; the paper's networks have 1. The first `image_levels` levels all read the image and add to the
+    output, level i in patches of p·2^i: so a network can grow outwards from a smaller one, which stays within it
+    (see `grow`). `averaged` counts how often growing doubled the patch instead. Means of 2^k × 2^k pixels have a
+    log-SNR higher by k·2 log 2: the noise level is told as that of the innermost image. `time_channels` is the size
+    of its embedding (None: `channels`).
 
     `num_classes` is 0 for an unconditional network. With `null_class` label `num_classes` says "no class";
     with `guidance_max` > 0 the network also takes a guidance weight in [0, guidance_max]. `PdlabError` for a
@@ -40,7 +42,7 @@ class UNetConfig:
 
     image_size: schema.Size = 32
     in_channels: schema.Size = 3
-    out_channels: schema.Size = 3
+    out_multiple: Annotated[int, Field(ge=1, le=2)] = 1
     channels: schema.Size = 256
     multipliers: Annotated[tuple[schema.Size, ...], Field(min_length=1, max_length=16)] = (1, 1, 1)
     blocks: schema.Blocks = 3
@@ -94,6 +96,16 @@ class UNetConfig:
                     f"{width} channels at resolution {resolution} do not divide by "
                     + (f"heads = {self.heads}" if self.heads else f"head_dim = {self.head_dim}")
                 )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return (self.in_channels, self.image_size, self.image_size)
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output."""
+        return self.out_multiple * self.in_channels
 
     @property
     def resolutions(self) -> tuple[int, ...]:
@@ -177,6 +189,12 @@ def _rescaled(z: Tensor, logsnr: Tensor, halvings: int) -> Tensor:
     return z * variance.rsqrt()[:, None, None, None].to(z.dtype)
 
 
+def _output(norm: nn.GroupNorm, conv: FinalConv2d, h: Tensor, patch: int) -> Tensor:
+    """conv(swish(norm(h))) as an image, in the dtype of the weights also under autocast."""
+    with full_precision(h):
+        return F.pixel_shuffle(conv(_swish(norm(h.to(conv.weight.dtype)))), patch)
+
+
 class InnerImage(nn.Module):
     """Where an inner level reads the image beside the features of the level around it, and writes its own part."""
 
@@ -187,7 +205,7 @@ class InnerImage(nn.Module):
         self.around = nn.Conv2d(config.widths[level - 1], width, 1)
         self.conv_in = nn.Conv2d(config.in_channels * self.patch**2, width, 3, padding=1)
         self.norm_out = _norm(width, config.group_size)
-        self.conv_out = nn.Conv2d(width, config.out_channels * self.patch**2, 3, padding=1)
+        self.conv_out = FinalConv2d(width, config.out_channels * self.patch**2)
 
     def enter(self, h: Tensor, z: Tensor, logsnr: Tensor) -> Tensor:
         """Features `[B, C', H, W]` of the level around, and the image, as this level's `[B, C, H, W]`."""
@@ -195,16 +213,18 @@ class InnerImage(nn.Module):
 
     def leave(self, h: Tensor) -> Tensor:
         """This level's part of the output, `[B, out_channels, image_size, image_size]`."""
-        return F.pixel_shuffle(self.conv_out(_swish(self.norm_out(h))), self.patch)
+        return _output(self.norm_out, self.conv_out, h, self.patch)
 
 
+@register_network("unet", UNetConfig)
 class UNet(nn.Module):
     """The network of a diffusion model of images.
 
     `forward(z, logsnr, labels=None, guidance=None)`: z `[B, in_channels, image_size, image_size]`, logsnr `[B]`
     (±inf allowed), labels int64 `[B]` in [0, num_classes) (or num_classes: none, with `null_class`) if the
     network is class-conditional, guidance `[B]` if it takes one; the result is `[B, out_channels, image_size,
-    image_size]` in z's dtype, whatever the dtype of the weights. It is zero before training. Fastest with
+    image_size]` in z's dtype, whatever the dtype of the weights; under autocast the last norm and convolution, and
+    what follows, are in that of the weights. It is zero before training. Fastest with
     `network.to(memory_format=torch.channels_last)`. `PdlabError` if labels or guidance are missing, or given to
     a network that takes none, or if z has another shape.
     """
@@ -253,7 +273,7 @@ class UNet(nn.Module):
                     stage.append(residual(width, width, "up"))
                 self.up.append(nn.ModuleList(stage))
         self.norm_out = _norm(width, config.group_size)
-        self.conv_out = nn.Conv2d(width, config.out_channels * config.patch**2, 3, padding=1)
+        self.conv_out = FinalConv2d(width, config.out_channels * config.patch**2)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -280,9 +300,8 @@ class UNet(nn.Module):
         self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None, guidance: Tensor | None = None
     ) -> Tensor:
         """Give the raw output for noisy images z at log-SNRs logsnr."""
-        expected = (self.config.in_channels, self.config.image_size, self.config.image_size)
-        if tuple(z.shape[1:]) != expected:
-            raise PdlabError(f"this network takes images of shape {expected}; got {tuple(z.shape[1:])}")
+        if tuple(z.shape[1:]) != self.config.shape:
+            raise PdlabError(f"this network takes images of shape {self.config.shape}; got {tuple(z.shape[1:])}")
         if (self.label is None) != (labels is None):
             wanted = "takes no labels" if self.label is None else "is class-conditional: give labels"
             raise PdlabError(f"this network {wanted}")
@@ -318,7 +337,7 @@ class UNet(nn.Module):
                     part = inner[level - 1].leave(h)
                     out = part if out is None else out + part
                 h, level = _run(blocks[-1:], h, embedding), level - 1
-        part = F.pixel_shuffle(self.conv_out(_swish(self.norm_out(h))), self.config.patch)
+        part = _output(self.norm_out, self.conv_out, h, self.config.patch)
         return (part if out is None else out + part).to(z.dtype)
 
 

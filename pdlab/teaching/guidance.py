@@ -11,8 +11,7 @@ from pdlab import zoo
 from pdlab.diffusion.denoiser import Denoiser
 from pdlab.diffusion.mixture import GaussianMixture
 from pdlab.diffusion.samplers import sample
-from pdlab.metrics.card import Kind, Row
-from pdlab.zoo.page import figures
+from pdlab.metrics.card import Kind, Row, by_sampler
 
 
 class Tradeoff(NamedTuple):
@@ -115,7 +114,7 @@ def measured_shares(name: str, steps: Sequence[int]) -> dict[str, dict[float, Ro
     kinds: tuple[Kind, ...] = ("agreement", "recall")
     for kind in kinds:
         for w in weights:
-            rows = figures(report, w, kind)
+            rows = by_sampler(report, w, kind)
             if undistilled := rows.get("ddim"):
                 lines.setdefault(f"{kind}, teacher", {})[w] = undistilled[max(undistilled)]
             for n in steps:

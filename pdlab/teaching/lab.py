@@ -4,8 +4,8 @@ Everything here runs in seconds on one thread. The method itself is `pdlab.disti
 departure from it, and the recipe without any gives the very students that `pdlab.distillation.rounds` gives.
 """
 
+import copy
 import dataclasses
-import itertools
 from dataclasses import dataclass
 
 import torch
@@ -14,18 +14,16 @@ from torch import Generator, Tensor
 from pdlab.data.source import Source
 from pdlab.diffusion.denoiser import Denoiser
 from pdlab.diffusion.mixture import GaussianMixture
-from pdlab.diffusion.prediction import from_x
+from pdlab.diffusion.prediction import Prediction, from_x
 from pdlab.diffusion.samplers import ddim_step
 from pdlab.diffusion.schedule import CosineSchedule, per_example
-from pdlab.diffusion.weighting import WEIGHTINGS
-from pdlab.distillation.rounds import ladder, round_settings
-from pdlab.distillation.target import student_target
+from pdlab.distillation.rounds import Ladder, RoundObjective, ladder, round_settings
 from pdlab.networks.mlp import MLPConfig
+from pdlab.networks.registry import build, conditioning, config_of
 from pdlab.seeds import seed_for
-from pdlab.training.checkpoint import build_network, conditioning
 from pdlab.training.loop import fit
 from pdlab.training.machine import Machine
-from pdlab.training.objective import DiffusionObjective, stratified_times
+from pdlab.training.objective import TIMES, DiffusionObjective
 from pdlab.training.presets import Optimization
 
 NETWORK = MLPConfig(shape=(2,), width=64, blocks=2, embedding_channels=32)
@@ -73,7 +71,7 @@ def new_network(output: str, seed: int, schedule: CosineSchedule | None = None) 
     """An untrained MLP denoiser of points; the same seed gives every output the same first weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, "lab"))
-        return Denoiser(build_network(NETWORK, output), output, schedule, bounded=False)
+        return Denoiser(build(NETWORK, output), output, schedule, bounded=False, shape=NETWORK.shape)
 
 
 def new_guided_student(num_classes: int, guidance_max: float, seed: int = 0) -> Denoiser:
@@ -81,7 +79,7 @@ def new_guided_student(num_classes: int, guidance_max: float, seed: int = 0) -> 
     config = MLPConfig((2,), 1, 96, 3, 64, num_classes=num_classes, guidance_max=guidance_max)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, "lab"))
-        return Denoiser(build_network(config, "v"), "v", bounded=False, **conditioning(config))
+        return Denoiser(build(config, "v"), "v", bounded=False, **conditioning(config))
 
 
 def train_teacher(
@@ -100,19 +98,47 @@ def train_teacher(
     return denoiser
 
 
+class SwappedObjective(RoundObjective):
+    """The teacher goes t -> t'' -> t', and where it ends is taken for z_t''."""
+
+    def target(self, z: Tensor, times: list[Tensor], labels: Tensor | None, guidance: Tensor | None) -> Prediction:
+        """See RoundObjective: the published quotient with the wrong z_t''."""
+        schedule = self.teacher.schedule
+        t, mid, end = (per_example(time, z) for time in times)
+        # The bounded schedule's sigma(0) is not 0: asked at t = 0, the sampler returns x instead.
+        start, turn = times[0], times[2].clamp(min=1e-3)
+        with torch.no_grad():
+            first = self.teacher(z, start, labels, guidance)
+            there = torch.where(end == 0, first.x, ddim_step(schedule, z, t, end, first))
+            back = ddim_step(schedule, there, end, mid, self.teacher(there, turn, labels, guidance))
+            ratio = torch.where(end == 0, 0.0, schedule.sigma(end)) / schedule.sigma(t)
+            alpha_end = torch.where(end == 0, 1.0, schedule.alpha(end))
+            x = (back - ratio * z) / (alpha_end - ratio * schedule.alpha(t))
+        return from_x(z, schedule.alpha(t), schedule.sigma(t), x)
+
+
+class OffGridObjective(RoundObjective):
+    """The student is taught at any t ~ U(0, 1], not only where it will be asked."""
+
+    def times(self, n: int, generator: Generator, device: torch.device) -> list[Tensor]:
+        """See RoundObjective."""
+        t = TIMES[self.draw](n, generator, device)
+        end = (t - 1 / self.steps).clamp(min=0)
+        return [torch.lerp(t, end, k / self.hops) for k in range(self.hops + 1)]
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a student is taught. The defaults are the method's; each field is one way to break it.
 
-    `output`: of teacher and student. `from_teacher`: the student starts from the teacher's weights. `swapped`: the
-    teacher visits t'' before t'. `on_grid`: t = i/N, else t ~ U(0, 1]. `weighting`: "snr" takes the floor away.
-    `effort`: the share of the updates that is done. `jump`: one round to the last student instead of halving.
+    `output`: of teacher and student. `from_teacher`: the student starts from the teacher's weights. `objective`:
+    what a round minimises. `weighting`: "snr" takes the floor away. `effort`: the share of the updates that is
+    done. `jump`: one round to the last student instead of halving.
     """
 
     output: str = "v"
     from_teacher: bool = True
-    swapped: bool = False
-    on_grid: bool = True
+    objective: type[RoundObjective] = RoundObjective
     weighting: str = "truncated"
     effort: float = 1.0
     jump: bool = False
@@ -122,62 +148,12 @@ RECIPES = {
     "as published": Recipe(),
     "ε student": Recipe(output="eps"),
     "not initialised from the teacher": Recipe(from_teacher=False),
-    "midpoint swapped": Recipe(swapped=True),
-    "t off the grid": Recipe(on_grid=False),
+    "midpoint swapped": Recipe(objective=SwappedObjective),
+    "t off the grid": Recipe(objective=OffGridObjective),
     "no SNR floor": Recipe(weighting="snr"),
     "a tenth of the updates": Recipe(effort=0.1),
     "one jump": Recipe(jump=True),
 }
-
-
-def hops_target(
-    teacher: Denoiser, z: Tensor, t: Tensor, span: float, hops: int, *, swapped: bool = False
-) -> Tensor:
-    """x̃ `[B, …]` of one student step from `t` `[B]` to max(t − `span`, 0), the teacher taking `hops` steps for it.
-
-    With 2 hops on the grid this is `pdlab.distillation.target.student_target`, solved in the published form. With
-    `swapped` the teacher goes t -> t'' -> t', and where it ends is taken for z_t''.
-    """
-    schedule = teacher.schedule
-    end = (t - span).clamp(min=0)
-    times = [torch.lerp(t, end, k / hops) for k in range(hops + 1)]
-    if swapped:
-        times[1], times[-1] = times[-1], times[1]
-    with torch.no_grad():
-        here = z
-        for a, b in itertools.pairwise(times):
-            # The bounded schedule's sigma(0) is not 0: asked at t = 0, the sampler returns x instead.
-            prediction = teacher(here, a.clamp(min=1e-3))
-            step = ddim_step(schedule, here, per_example(a, z), per_example(b, z), prediction)
-            here = torch.where(per_example(b, z) == 0, prediction.x, step)
-        sigma_end = torch.where(end == 0, 0.0, schedule.sigma(end))
-        alpha_end = torch.where(end == 0, 1.0, schedule.alpha(end))
-        ratio = per_example(sigma_end / schedule.sigma(t), z)
-        return (here - ratio * z) / (per_example(alpha_end, z) - ratio * per_example(schedule.alpha(t), z))
-
-
-class RecipeObjective:
-    """The loss of a student of `steps` steps by a recipe; `hops` teacher steps to one of the student's."""
-
-    def __init__(self, teacher: Denoiser, steps: int, recipe: Recipe, hops: int = 2) -> None:
-        self.teacher, self.steps, self.recipe, self.hops = teacher, steps, recipe, hops
-        self.weighting = WEIGHTINGS[recipe.weighting]
-
-    def __call__(self, denoiser: Denoiser, x: Tensor, labels: Tensor | None, generator: Generator) -> Tensor:
-        """Losses `[B]` for data `x` `[B, …]`."""
-        t = stratified_times(len(x), generator, x.device)
-        i = torch.ceil(t * self.steps)
-        if self.recipe.on_grid:
-            t = i / self.steps
-        eps = torch.randn(x.shape, generator=generator, device=x.device)
-        alpha, sigma = per_example(denoiser.schedule.alpha(t), x), per_example(denoiser.schedule.sigma(t), x)
-        z = alpha * x + sigma * eps
-        if self.recipe.on_grid and not self.recipe.swapped and self.hops == 2:
-            target = student_target(self.teacher, z, i, self.steps).prediction
-        else:
-            x_target = hops_target(self.teacher, z, t, 1 / self.steps, self.hops, swapped=self.recipe.swapped)
-            target = from_x(z, alpha, sigma, x_target)
-        return self.weighting.loss(target, denoiser(z, t))
 
 
 def distil(
@@ -194,28 +170,28 @@ def distil(
     `settings` are of one halving; those to 2 and to 1 step take twice the updates, and one jump as many as all
     halvings together, so that recipes but for `effort` do the same number of updates.
     """
-    plan = [(steps, round_settings(settings, steps), 2) for steps in ladder(first, last)]
+    plan = {steps: round_settings(settings, steps).updates for steps in ladder(first, last)}
     if recipe.jump:
-        total = sum(optimization.updates for _, optimization, _ in plan)
-        plan = [(last, dataclasses.replace(settings, updates=total), first // last)]
+        plan = {last: sum(plan.values())}
+    rounds = Ladder(
+        teacher,
+        source,
+        Machine("cpu", "fp32"),
+        weighting=recipe.weighting,
+        hops=first // last if recipe.jump else 2,
+        objective=recipe.objective,
+    )
     students: dict[int, Denoiser] = {}
-    machine, before = Machine("cpu", "fp32"), teacher
-    for steps, optimization, hops in plan:
-        updates = max(1, round(recipe.effort * optimization.updates))
-        student = _copy(before, steps, seed if recipe.from_teacher else seed + 1 + steps, recipe.from_teacher)
-        objective = RecipeObjective(before, steps, recipe, hops)
-        optimization = dataclasses.replace(optimization, updates=updates)
-        fit(student, objective, source, optimization, machine, stage=f"student-{steps:04d}", seed=seed)
-        students[steps] = before = student.requires_grad_(False)
+    for steps, updates in plan.items():
+        optimization = dataclasses.replace(settings, updates=max(1, round(recipe.effort * updates)))
+        start = None if recipe.from_teacher else _untrained(teacher, seed + 1 + steps)
+        rounds.descend(steps, optimization, seed=seed, start=start)
+        students[steps] = copy.deepcopy(rounds.student).requires_grad_(False)
+        rounds.promote()
     return students
 
 
-def _copy(teacher: Denoiser, steps: int, seed: int, keep_weights: bool) -> Denoiser:
+def _untrained(denoiser: Denoiser, seed: int) -> Denoiser:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, "lab student"))
-        network = build_network(teacher.network.config, teacher.output)  # type: ignore[arg-type]
-    if keep_weights:
-        network.load_state_dict(teacher.network.state_dict())
-    student = teacher.around(network)
-    student.steps = steps
-    return student
+        return denoiser.around(build(config_of(denoiser), denoiser.output))

@@ -1,18 +1,16 @@
-"""Figures, as pure functions that return a matplotlib `Figure`; nothing is shown or saved here.
+"""Figures of the plane and of the method, as pure functions that return a matplotlib `Figure`.
 
-Points are `[N, 2]`, images uint8 `[N, C, H, W]`. Symbols are those of the code: x, eps (ε), v, z, alpha, sigma, t.
-Margins are set by hand: matplotlib's automatic layout costs more than the drawing, and widgets redraw often.
+Points are `[N, 2]`. Symbols are those of the code: x, eps (ε), v, z, alpha, sigma, t.
 """
 
-import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
-from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator, ScalarFormatter
+from matplotlib.ticker import NullLocator
 from torch import Tensor
 
 from pdlab.diffusion.mixture import GaussianMixture
@@ -20,268 +18,11 @@ from pdlab.diffusion.prediction import Prediction
 from pdlab.diffusion.samplers import ddim_step
 from pdlab.diffusion.schedule import CosineSchedule
 from pdlab.distillation.ledger import Ledger
+from pdlab.figures.sheet import draw_lines, sheet
+from pdlab.figures.style import PALETTE, STYLES
 
-#: Okabe and Ito's colours, told apart by colour-blind readers; shapes of markers tell them apart again.
-COLOURS = {"teacher": "#D55E00", "distilled": "#0072B2", "floor": "#666666"}
-NAMES = {"teacher": "undistilled, DDIM", "distilled": "distilled"}
-_MARKERS = {"teacher": "o", "distilled": "s"}
-#: The palette in the order in which curves take it, each with a marker and a line of its own.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
-_STYLES = (("o", "-"), ("s", "--"), ("^", "-."), ("D", ":"), ("v", "-"), ("P", "--"), ("X", "-."), ("<", ":"))
 _X, _EPS, _V, _Z = PALETTE[0], PALETTE[1], PALETTE[2], PALETTE[6]
 _GREY = "#888888"
-
-
-class NotebookFigure(Figure):
-    """A figure that notebooks show as a picture; matplotlib's own needs pyplot for that."""
-
-    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
-        return png(self, 144), {"width": round(96 * self.get_figwidth())}
-
-
-def png(figure: Figure, dpi: float) -> bytes:
-    """The figure as the bytes of a PNG file."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=dpi)
-    return file.getvalue()
-
-
-def _sheet(width: float, height: float, **margins: float) -> NotebookFigure:
-    """An empty figure of `width` × `height` inches; margins in inches too."""
-    m = {"left": 0.75, "right": 0.1, "bottom": 0.5, "top": 0.35, "wspace": 0.3, "hspace": 0.3} | margins
-    figure = NotebookFigure(figsize=(width, height), dpi=100)
-    figure.subplots_adjust(
-        left=m["left"] / width,
-        right=1 - m["right"] / width,
-        bottom=m["bottom"] / height,
-        top=1 - m["top"] / height,
-        wspace=m["wspace"],
-        hspace=m["hspace"],
-    )
-    return figure
-
-
-def mosaic(images: Tensor, columns: int, gap: int = 1) -> Tensor:
-    """Images uint8 `[N, C, H, W]` as one uint8 `[H', W', 3]`, `columns` in a row, white gaps between."""
-    images = images.expand(-1, 3, -1, -1)
-    n, channels, height, width = images.shape
-    rows = -(-n // columns)
-    sheet = torch.full(
-        (channels, rows * (height + gap) - gap, columns * (width + gap) - gap), 255, dtype=torch.uint8
-    )
-    for k, image in enumerate(images):
-        top, left = (k // columns) * (height + gap), (k % columns) * (width + gap)
-        sheet[:, top : top + height, left : left + width] = image
-    return sheet.permute(1, 2, 0)
-
-
-def sample_grid(
-    samples: Mapping[str, Mapping[int, Tensor]],
-    captions: Mapping[str, Mapping[int, str]] | None = None,
-    title: str = "",
-    titles: Mapping[int, str] | None = None,
-) -> Figure:
-    """Samples of models (rows) at step counts (columns, in the order given), all from the same noise.
-
-    `samples[model][steps]` is uint8 `[n, C, H, W]`, n a square number to fill the cell; `captions` go below
-    the cells, `titles` above the columns (default: the number of steps).
-    """
-    steps = list(dict.fromkeys(count for row in samples.values() for count in row))
-    figure = NotebookFigure(
-        figsize=(1.55 * len(steps) + 0.6, 1.95 * len(samples) + 0.5), dpi=150, layout="constrained"
-    )
-    axes = figure.subplots(len(samples), len(steps), squeeze=False)
-    for row, (model, cells) in enumerate(samples.items()):
-        for column, count in enumerate(steps):
-            axis = axes[row, column]
-            axis.set_xticks([])
-            axis.set_yticks([])
-            for spine in axis.spines.values():
-                spine.set_visible(False)
-            if row == 0:
-                default = f"{count} step{'s' if count > 1 else ''}"
-                axis.set_title(titles[count] if titles else default, fontsize=10)
-            if column == 0:
-                axis.set_ylabel(NAMES.get(model, model), fontsize=10, color=COLOURS.get(model, "black"))
-            if count not in cells:
-                continue
-            side = max(1, round(len(cells[count]) ** 0.5))
-            axis.imshow(mosaic(cells[count], side).numpy(), interpolation="nearest")
-            if captions is not None and count in captions.get(model, {}):
-                axis.set_xlabel(captions[model][count], fontsize=9)
-    if title:
-        figure.suptitle(title, fontsize=10)
-    return figure
-
-
-def class_grid(
-    blocks: Mapping[str, Mapping[str, Tensor]], classes: Sequence[str], title: str = "", repeats: int = 1
-) -> Figure:
-    """Samples of models (blocks) at step counts (rows), one class a column, from the same noises in every row.
-
-    `blocks[model][label]` is uint8 `[repeats · len(classes), C, H, W]`, the classes in turn; each label stands
-    beside its `repeats` lines of pictures.
-    """
-    gap, columns = 1, len(classes)
-    side = next(iter(next(iter(blocks.values())).values())).shape[-1] + gap
-    lines = [repeats * len(rows) for rows in blocks.values()]
-    figure = _sheet(
-        0.62 * columns + 1.9,
-        0.62 * sum(lines) + 0.3 * len(lines) + 0.6,
-        left=1.8,
-        bottom=0.1,
-        top=0.75,
-        hspace=0.15,
-    )
-    axes = figure.subplots(len(blocks), 1, squeeze=False, height_ratios=lines)[:, 0]
-    for axis, (model, rows) in zip(axes, blocks.items(), strict=True):
-        axis.imshow(mosaic(torch.cat(list(rows.values())), columns, gap).numpy(), interpolation="nearest")
-        heights = [side * repeats * (k + 0.5) for k in range(len(rows))]
-        axis.set_yticks(heights, labels=list(rows), fontsize=8)
-        axis.set_xticks([side * (k + 0.5) for k in range(columns)], labels=classes, fontsize=7)
-        axis.tick_params(length=0, top=False, bottom=False, labeltop=axis is axes[0], labelbottom=False)
-        axis.set_ylabel(NAMES.get(model, model), fontsize=10, color=COLOURS.get(model, "black"))
-        axis.set_frame_on(False)
-    if title:
-        figure.suptitle(title, fontsize=10)
-    return figure
-
-
-def metric_curve(
-    figures: Mapping[str, Mapping[int, float]], metric: str, floor: float | None = None, note: str = ""
-) -> Figure:
-    """A metric against the number of sampling steps, both axes logarithmic, with the real-data floor.
-
-    `figures[model][steps]` is the value; all values must be of one card but for model and steps.
-    """
-    figure = NotebookFigure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
-    axis = figure.subplots()
-    for model, values in figures.items():
-        steps: Sequence[int] = sorted(values)
-        axis.plot(
-            steps,
-            [values[count] for count in steps],
-            marker=_MARKERS.get(model, "^"),
-            color=COLOURS.get(model),
-            label=NAMES.get(model, model),
-        )
-    if floor is not None:
-        axis.axhline(floor, color=COLOURS["floor"], linestyle="--", linewidth=1, label="real against real (floor)")
-    axis.set_xscale("log", base=2)
-    _log_heights(axis, [y for values in figures.values() for y in values.values()])
-    counts = sorted({count for values in figures.values() for count in values})
-    axis.xaxis.set_major_locator(FixedLocator(counts))
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_formatter(ScalarFormatter())
-    axis.set_xlabel("sampling steps (network evaluations)")
-    axis.set_ylabel(f"{metric} (lower is better)")
-    axis.grid(which="major", alpha=0.3)
-    axis.legend(frameon=False)
-    if note:
-        axis.set_title(note, fontsize=9)
-    return figure
-
-
-def scatter(points: Tensor, title: str = "") -> Figure:
-    """Points `[N, 2]` in the plane, both axes to the same scale."""
-    figure = NotebookFigure(figsize=(4.2, 4.2), dpi=150, layout="constrained")
-    axis = figure.subplots()
-    axis.scatter(
-        points[:, 0].numpy(), points[:, 1].numpy(), s=4, color=COLOURS["distilled"], alpha=0.5, linewidths=0
-    )
-    axis.set_aspect("equal")
-    axis.set_xlabel("x₁")
-    axis.set_ylabel("x₂")
-    axis.set_title(title, fontsize=9)
-    return figure
-
-
-def curves(
-    lines: Mapping[str, Mapping[float, float]],
-    xlabel: str,
-    ylabel: str,
-    *,
-    xlog: bool = False,
-    ylog: bool = True,
-    title: str = "",
-    markers: bool = True,
-    floor: float | None = None,
-    floor_label: str = "floor",
-) -> Figure:
-    """One line for each name, `lines[name][x]` being its height at x; `floor` is a dashed level."""
-    figure = _sheet(6.4, 3.8, left=0.85, right=1.9)
-    axis = figure.subplots()
-    _lines(axis, lines, markers)
-    if floor is not None:
-        axis.axhline(floor, color=COLOURS["floor"], linestyle=(0, (1, 1)), linewidth=1.2, label=floor_label)
-    if xlog:
-        axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter("{x:g}")
-    if ylog:
-        _log_heights(axis, [y for points in lines.values() for y in points.values()])
-    axis.set_xlabel(xlabel)
-    axis.set_ylabel(ylabel)
-    axis.set_title(title, fontsize=10)
-    axis.grid(which="major", alpha=0.3)
-    axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return figure
-
-
-def spread(
-    results: Mapping[str, Sequence[float]],
-    xlabel: str,
-    title: str = "",
-    log: bool = False,
-    span: tuple[float, float] | None = None,
-) -> Figure:
-    """Every result of every name as a dot, one line a name, with a bar at the mean: what the seeds alone change.
-
-    `span` fixes the axis, so that figures of one widget can be compared.
-    """
-    figure = _sheet(6.4, 0.9 + 0.32 * len(results), left=2.6)
-    axis = figure.subplots()
-    for row, values in enumerate(results.values()):
-        axis.plot(values, [row] * len(values), "o", color=PALETTE[0], alpha=0.7, markersize=5)
-        mean = sum(values) / len(values)
-        axis.plot([mean, mean], [row - 0.3, row + 0.3], color=PALETTE[1], linewidth=2)
-    axis.set_yticks(range(len(results)), list(results))
-    axis.set_ylim(len(results) - 0.5, -0.5)
-    if log:
-        axis.set_xscale("log")
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter(NullFormatter())
-    if span is not None:
-        axis.set_xlim(span)
-    axis.set_xlabel(xlabel)
-    axis.set_title(title, fontsize=10)
-    axis.grid(axis="x", alpha=0.3)
-    return figure
-
-
-def image_rows(rows: Mapping[str, Tensor], columns: Sequence[str] = (), title: str = "") -> Figure:
-    """Rows of images with a label each; all rows have the same number, `columns` names it from above."""
-    count = max(len(images) for images in rows.values())
-    left = 0.25 + 0.075 * max(len(name) for name in rows)
-    cell = min(1.0, 9.0 / count)
-    # Figures of a single pixel size a cell: 32 pixels or 16 are both enlarged without smoothing.
-    height = cell * len(rows) + 0.1 + (0.25 if columns else 0) + (0.3 if title else 0)
-    figure = _sheet(left + cell * count + 0.1, height, left=left, bottom=0.05, top=height - cell * len(rows) - 0.05)
-    axes = figure.subplots(len(rows), 1, squeeze=False, gridspec_kw={"hspace": 0.04})
-    for row, (name, images) in enumerate(rows.items()):
-        axis, side = axes[row, 0], images.shape[-1] + 1
-        axis.imshow(mosaic(images, count).numpy(), interpolation="nearest", aspect="auto")
-        axis.set_yticks([images.shape[-2] / 2 - 0.5], [name], fontsize=9)
-        axis.tick_params(length=0)
-        axis.set_xticks([])
-        axis.spines[:].set_color("white")
-        if row == 0 and columns:
-            axis.set_xticks(
-                [side * k + images.shape[-1] / 2 - 0.5 for k in range(len(columns))], columns, fontsize=8
-            )
-            axis.xaxis.tick_top()
-    if title:
-        figure.suptitle(title, fontsize=10, y=1 - 0.08 / height, va="top")
-    return figure
 
 
 def triangle(schedule: CosineSchedule, t: float) -> Figure:
@@ -291,7 +32,7 @@ def triangle(schedule: CosineSchedule, t: float) -> Figure:
     """
     time = torch.tensor(t, dtype=torch.float64)
     alpha, sigma, phi = float(schedule.alpha(time)), float(schedule.sigma(time)), float(schedule.phi(time))
-    figure = _sheet(8.2, 3.5, wspace=0.25)
+    figure = sheet(8.2, 3.5, wspace=0.25)
     plane, amplification = figure.subplots(1, 2)
     arc = torch.linspace(0, math.pi / 2, 50)
     plane.plot(torch.cos(arc), torch.sin(arc), color=_GREY, linewidth=0.8)
@@ -340,7 +81,7 @@ def paths(exact: Tensor, coarse: Tensor, data: Tensor, title: str = "") -> Figur
     `exact` `[M, B, 2]` and `coarse` `[N, B, 2]` begin at the noise and end at the sample; a dashed line joins their
     ends: the error. `data` `[K, 2]` is the distribution, faint.
     """
-    figure = _sheet(5.2, 4.6)
+    figure = sheet(5.2, 4.6)
     axis = figure.subplots()
     axis.scatter(data[:, 0], data[:, 1], s=3, color="#BBBBBB", linewidths=0, label="data")
     for b in range(exact.shape[1]):
@@ -365,7 +106,7 @@ def paths(exact: Tensor, coarse: Tensor, data: Tensor, title: str = "") -> Figur
 
 def clouds(panels: Mapping[str, Tensor], follow: int = 6, title: str = "") -> Figure:
     """Samples of models side by side, all from the same noises; `follow` of them are numbered in every panel."""
-    figure = _sheet(2.1 * max(2, len(panels)) + 0.4, 2.75 if title else 2.5, left=0.4, wspace=0.12, bottom=0.3)
+    figure = sheet(2.1 * max(2, len(panels)) + 0.4, 2.75 if title else 2.5, left=0.4, wspace=0.12, bottom=0.3)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (name, points) in zip(axes, panels.items(), strict=True):
         axis.scatter(points[:, 0], points[:, 1], s=3, color=_X, alpha=0.35, linewidths=0)
@@ -406,7 +147,7 @@ def target_geometry(
     ratio = schedule.sigma(times[2]) / schedule.sigma(times[0])
     solved = (z_end - ratio * z) / (schedule.alpha(times[2]) - ratio * schedule.alpha(times[0]))
     wrong_end = ratio * z + (schedule.alpha(times[2]) - ratio * schedule.alpha(times[0])) * second.x
-    figure = _sheet(5.6, 4.6, right=1.6)
+    figure = sheet(5.6, 4.6, right=1.6)
     axis = figure.subplots()
     walk = torch.stack([z, z_mid, z_end])
     axis.plot(walk[:, 0], walk[:, 1], "o-", color=_EPS, label="teacher's two steps", markersize=5)
@@ -439,7 +180,7 @@ def class_clouds(panels: Mapping[str, tuple[Tensor, Tensor]], points: GaussianMi
     A class has a colour and a marker. A circle of two standard deviations holds 86 % of a cloud.
     """
     margins = {"left": 0.4, "right": 0.8, "bottom": 0.3, "top": 0.6 if title else 0.35, "wspace": 0.1}
-    figure = _sheet(2.7 * max(2, len(panels)) + 1.2, 3.5 if title else 3.25, **margins)
+    figure = sheet(2.7 * max(2, len(panels)) + 1.2, 3.5 if title else 3.25, **margins)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (name, (x, labels)) in zip(axes, panels.items(), strict=True):
         _classes(axis, x, labels, points)
@@ -458,11 +199,11 @@ def guided_view(
     x: Tensor, labels: Tensor, points: GaussianMixture, lines: Mapping[str, Mapping[float, float]], w: float
 ) -> Figure:
     """Samples guided by `w` as in `class_clouds`; beside them shares against the weight, `w` marked."""
-    figure = _sheet(8.8, 3.6, left=0.5, right=1.5, wspace=0.25)
+    figure = sheet(8.8, 3.6, left=0.5, right=1.5, wspace=0.25)
     plane, axis = figure.subplots(1, 2)
     _classes(plane, x, labels, points)
     _plane(plane, f"samples, w = {w:g}", limit=4.2)
-    _lines(axis, lines)
+    draw_lines(axis, lines)
     axis.axvline(w, color=_GREY, linewidth=1)
     for line in lines.values():
         axis.annotate(f"{line[w]:.2f}", (w, line[w]), (4, 4), textcoords="offset points", fontsize=8)
@@ -476,7 +217,7 @@ def guided_view(
 
 def ledger_trail(ledger: Ledger, example: int = 0, data: Tensor | None = None) -> Figure:
     """The error of one sample in the plane as a trail of arrows, from where the exact flow ends to the student."""
-    figure = _sheet(5.8, 4.2, right=1.9)
+    figure = sheet(5.8, 4.2, right=1.9)
     axis = figure.subplots()
     trail = ledger.trail()[:, example]
     points = [(float(x), float(y)) for x, y in trail]
@@ -504,7 +245,7 @@ def ledger_bars(ledger: Ledger) -> Figure:
     """The mean length of every term, their sum, and the mean length of the total, shorter where errors cancel."""
     lengths = {name: float(values.mean()) for name, values in ledger.lengths.items()}
     total = float((torch.stack(list(ledger.lengths.values())).sum(0) - ledger.slack).mean())
-    figure = _sheet(6.4, 1.1 + 0.3 * (len(lengths) + 2), left=1.9)
+    figure = sheet(6.4, 1.1 + 0.3 * (len(lengths) + 2), left=1.9)
     axis = figure.subplots()
     left = 0.0
     for row, (value, colour) in enumerate(zip(lengths.values(), PALETTE, strict=False)):
@@ -522,21 +263,6 @@ def ledger_bars(ledger: Ledger) -> Figure:
     return figure
 
 
-def _lines(axis: Axes, lines: Mapping[str, Mapping[float, float]], markers: bool = True) -> None:
-    """A line for each name, told apart by colour, marker and dashes."""
-    for (name, points), colour, (marker, style) in zip(lines.items(), PALETTE, _STYLES, strict=False):
-        xs = sorted(points)
-        axis.plot(
-            xs,
-            [points[x] for x in xs],
-            color=colour,
-            marker=marker if markers else None,
-            linestyle=style,
-            markersize=5,
-            label=name,
-        )
-
-
 def _classes(axis: Axes, x: Tensor, labels: Tensor, points: GaussianMixture) -> None:
     """Points in the colour and marker of their class, on the circles of the mixture's clouds."""
     of_cloud = points.log_member[:-1].argmax(0)
@@ -549,20 +275,12 @@ def _classes(axis: Axes, x: Tensor, labels: Tensor, points: GaussianMixture) -> 
             mine[:, 0],
             mine[:, 1],
             s=9,
-            marker=_STYLES[label][0],
+            marker=STYLES[label][0],
             color=PALETTE[label],
             alpha=0.35,
             linewidths=0,
             label=f"{label}",
         )
-
-
-def _log_heights(axis: Axes, heights: Sequence[float]) -> None:
-    """A logarithmic y axis with plain numbers: 1, 2, 5 of each power of ten, or, for a wide range, powers alone."""
-    axis.set_yscale("log")
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(heights) < 100 * min(heights) else (1,)))
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _plane(axis: Axes, title: str, limit: float | None = 2.6) -> None:

@@ -1,4 +1,4 @@
-"""Things to move in a notebook: controls bound to figures of `pdlab.teaching.plots`.
+"""Things to move in a notebook: controls bound to figures.
 
 A widget holds no logic: it draws what a function returns for the values of the controls, once when it is made and
 again when one of them moves. An error of that function is shown below the figure and raised: in a notebook into
@@ -8,10 +8,13 @@ Jupyter's log, in a test into the line that set `.value`.
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import ipywidgets as ipw
 from matplotlib.figure import Figure
 
-from pdlab.teaching.plots import png
+from pdlab.errors import extra
+from pdlab.figures.sheet import png
+
+with extra("notebooks", "what moves in a notebook"):
+    import ipywidgets as ipw
 
 _DPI = 80  # a redraw costs in proportion to its pixels
 

@@ -9,8 +9,8 @@ The sha256 of the weights is the checkpoint's name in reports and lineage.
 """
 
 import contextlib
-import dataclasses
 import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,17 +25,26 @@ from typing_extensions import NotRequired, TypedDict
 
 from pdlab import memory, schema
 from pdlab.diffusion.denoiser import Denoiser
-from pdlab.diffusion.prediction import output_channels
 from pdlab.diffusion.schedule import CosineSchedule
 from pdlab.errors import Damaged, PdlabError, reason
-from pdlab.files import atomic_folder, digest_of, read_bytes
-from pdlab.networks.mlp import MLP, MLPConfig
-from pdlab.networks.unet import UNet, UNetConfig
-from pdlab.training.presets import Optimization, from_dict
+from pdlab.files import atomic_folder, read_bytes
+from pdlab.networks import registry
+from pdlab.training.presets import Optimization, Preset, from_dict
 
 Shapes = Mapping[str, torch.Size]
 _MOST_HEADER = 4 << 20  # of a safetensors file: names and shapes
-_NETWORKS: dict[str, tuple[type, type]] = {"mlp": (MLP, MLPConfig), "unet": (UNet, UNetConfig)}
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 class Data(TypedDict):
@@ -67,6 +76,14 @@ class Origin(TypedDict):
     cost: Spent
 
 
+class Change(TypedDict):
+    """Settings that were others from update `update` (the first is 1) on; see `loop.CHANGEABLE`."""
+
+    update: schema.Updates
+    was: dict[str, float | int | str]
+    now: dict[str, float | int | str]
+
+
 class Info(TypedDict):
     """What `pdlab train`, `distill` and `zoo build` know of a checkpoint; `preset` has a schema of its own."""
 
@@ -78,8 +95,11 @@ class Info(TypedDict):
     teacher: schema.Sha256 | None
     grown_from: NotRequired[Origin]
     device: str
-    cost: Spent
+    cost: NotRequired[Spent]  # not known of a teacher that was trained elsewhere
     optimization: NotRequired[Optimization]
+    hops: NotRequired[schema.Count]
+    changes: NotRequired[list[Change]]  # of settings, on the way
+    skipped: NotRequired[list[schema.Updates]]  # updates that were passed over
     zoo: NotRequired[str]
     float32: NotRequired[schema.Sha256]
 
@@ -119,7 +139,17 @@ class Checkpoint:
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of one example, `(C, H, W)` or `(D,)`."""
-        return data_shape(self.denoiser.network.config)  # type: ignore[arg-type]
+        return tuple(registry.config_of(self.denoiser).shape)
+
+    @property
+    def preset(self) -> Preset:
+        """What it was trained by, and how its rounds go. PdlabError for a denoiser that was made by hand."""
+        return from_dict(known(self)["preset"], f"{self.path}: info.preset")
+
+    @property
+    def precision(self) -> str:
+        """The precision that it is meant to run in: "auto" where nothing is known."""
+        return str(self.info.get("preset", {}).get("precision", "auto"))
 
     @property
     def classes(self) -> list[str]:
@@ -146,37 +176,19 @@ class Checkpoint:
         return [numbers[str(name)] for name in wanted]
 
 
-def data_shape(config: UNetConfig | MLPConfig) -> tuple[int, ...]:
-    """The shape of one example that a network of `config` takes."""
-    if isinstance(config, MLPConfig):
-        return config.shape
-    return (config.in_channels, config.image_size, config.image_size)
-
-
-def build_network(config: UNetConfig | MLPConfig, output: str, dropout: float = 0.0) -> nn.Module:
-    """The network of `config`, with the output channels that `output` needs, initialised at random."""
-    if isinstance(config, MLPConfig):
-        return MLP(dataclasses.replace(config, out_multiple=output_channels(output, 1), dropout=dropout))
-    channels = output_channels(output, config.in_channels)
-    return UNet(dataclasses.replace(config, out_channels=channels, dropout=dropout))
-
-
-def conditioning(config: UNetConfig | MLPConfig) -> dict[str, Any]:
-    """What a `Denoiser` must know of the condition that a network of `config` takes."""
-    names = ("num_classes", "null_class", "guidance_max")
-    return {name: getattr(config, name) for name in names}
-
-
-def save(path: Path, denoiser: Denoiser, info: dict[str, Any], weights: dict[str, Tensor] | None = None) -> str:
+def save(
+    path: Path, denoiser: Denoiser, info: dict[str, Any] | None = None, weights: dict[str, Tensor] | None = None
+) -> str:
     """Write `denoiser` (with `weights` instead of its own, e.g. the EMA) as a new folder `path`.
 
-    Returns the sha256 of the weights. Raises PdlabError when it cannot be written; nothing is left then.
+    `info` is an `Info`, or nothing for a denoiser that was made by hand. Returns the sha256 of the weights. Raises
+    PdlabError when it cannot be written; nothing is left then.
     """
+    info = info or {}
     _check_info(info, str(path))
-    kind = next(name for name, (network, _) in _NETWORKS.items() if isinstance(denoiser.network, network))
     schedule = denoiser.schedule
     header = {
-        "network": {"kind": kind, **dataclasses.asdict(denoiser.network.config)},  # type: ignore[call-overload]
+        "network": registry.to_json(registry.config_of(denoiser)),
         "output": denoiser.output,
         "schedule": {
             "logsnr_min": _finite(schedule.logsnr_min),
@@ -189,14 +201,18 @@ def save(path: Path, denoiser: Denoiser, info: dict[str, Any], weights: dict[str
     return write_folder(path, "model", weights or denoiser.network.state_dict(), header)
 
 
-def load(path: Path | str) -> Checkpoint:
+def load(path: Path | str, network: nn.Module | None = None) -> Checkpoint:
     """Read a checkpoint folder, checking its hash; weights become float32.
 
-    Raises PdlabError, one line, for a missing, damaged or foreign checkpoint, and names a good neighbour.
+    The weights go into `network`, which one's own needs to be; without, into one that the folder describes, of a
+    registered kind. Nothing that a file names is imported. Raises PdlabError, one line, for a missing, damaged or
+    foreign checkpoint, and names a good neighbour.
     """
     path = Path(path)
     try:
-        return _load(path)
+        return _load(path, network)
+    except registry.Unbuildable as error:
+        raise registry.Unbuildable(f"{path}: {error}") from None
     except (PdlabError, OSError) as error:
         good = [other for other in checkpoints_in(path.parent) if other != path and _is_good(other)]
         hint = f"; the newest good checkpoint beside it is {good[-1]}" if good else ""
@@ -234,19 +250,41 @@ def write_folder(path: Path, stem: str, tensors: dict[str, Tensor], header: dict
     """Write `path/stem.safetensors` and `path/stem.json` as a new folder, atomically; returns the sha256."""
     remedy = "choose another --run, then give the same command again: what was there before is unchanged"
     with atomic_folder(path, remedy) as folder:
-        weights = folder / f"{stem}.safetensors"
-        try:
-            flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-            safetensors.torch.save_file(flat, weights)
-        except SafetensorError as error:
-            raise OSError(reason(error)) from error
-        digest = digest_of(weights)
+        digest = _write_hashed(folder / f"{stem}.safetensors", tensors)
         (folder / f"{stem}.json").write_bytes(schema.sealed({"sha256": digest, **header}))
     return digest
 
 
-def read_weights(path: Path, sha256: str, expected: Shapes | None = None) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, read once; of the shapes `expected`, if given.
+def _write_hashed(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Write what `safetensors.torch.save_file` would, one tensor after the other; returns its sha256.
+
+    The library's own writer hands out no bytes, and a state of gigabytes would have to be read again for its hash.
+    """
+    entries: dict[str, Any] = {}
+    end = 0
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # so that each is aligned
+    for name in order:
+        begin, end = end, end + tensors[name].numel() * tensors[name].element_size()
+        kind, shape = _DTYPES[tensors[name].dtype], list(tensors[name].shape)
+        entries[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
+    header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    digest = hashlib.sha256()
+    with path.open("xb") as file:
+        for part in (len(header).to_bytes(8, "little"), header):
+            digest.update(part)
+            file.write(part)
+        for name in order:
+            data = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            digest.update(data)
+            file.write(data)
+    return digest.hexdigest()
+
+
+def read_weights(
+    path: Path, sha256: str, expected: Shapes | None = None, what: str = "its JSON"
+) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, read once; of the shapes `expected` by `what`, if given.
 
     Raises Damaged for a wrong size or hash, PdlabError for other shapes, OSError as `open` has it.
     """
@@ -262,7 +300,7 @@ def read_weights(path: Path, sha256: str, expected: Shapes | None = None) -> dic
     except (SafetensorError, ValueError, KeyError) as error:
         raise PdlabError(f"{path} holds no weights: {reason(error)}") from None
     if expected is not None and (wrong := _differing(shapes_of(tensors), expected)):
-        raise PdlabError(f"{path} does not hold the weights that its JSON describes: {wrong}")
+        raise PdlabError(f"{path} does not hold the weights that {what} describes: {wrong}")
     return tensors
 
 
@@ -279,7 +317,7 @@ def _differing(found: Shapes, expected: Shapes) -> str | None:
     return None
 
 
-def _load(path: Path) -> Checkpoint:
+def _load(path: Path, network: nn.Module | None = None) -> Checkpoint:
     if not path.exists():
         raise PdlabError(f"there is no checkpoint {path}")
     if path.is_dir() and not (path / "model.json").exists() and (found := checkpoints_in(path)):
@@ -287,30 +325,30 @@ def _load(path: Path) -> Checkpoint:
         raise PdlabError(f"{path} is a run with several checkpoints: name one of {names}")
     try:
         header = read_header(path)
-        denoiser = _described(header, f"{path / 'model.json'}")
+        denoiser = _described(header, f"{path / 'model.json'}", network)
         expected = shapes_of(denoiser.network.state_dict())
-        tensors = read_weights(path / "model.safetensors", header["sha256"], expected)
+        into = f"network {type(network).__name__}" if network is not None else "its JSON"
+        tensors = read_weights(path / "model.safetensors", header["sha256"], expected, into)
     except FileNotFoundError as error:
         raise PdlabError(f"{path} is not a checkpoint: it has no {Path(error.filename).name}") from None
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
             raise PdlabError(f"{path}: {name} holds other things than finite numbers; train it again")
-    denoiser.to_empty(device="cpu")
+    if network is None:
+        denoiser.to_empty(device="cpu")
     denoiser.network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     return Checkpoint(denoiser.eval(), header["info"], header["sha256"], path)
 
 
-def _described(header: dict[str, Any], what: str) -> Denoiser:
-    """The denoiser that `header` describes, its network without memory."""
-    settings = dict(header["network"])
-    kind = settings.pop("kind", None)
-    if kind not in list(_NETWORKS):  # which it may be no key of: a list
-        raise PdlabError(f"{what}: network.kind must be one of {', '.join(_NETWORKS)}, not {kind!r:.60}")
-    network_type, config_type = _NETWORKS[kind]
+def _described(header: dict[str, Any], what: str, network: nn.Module | None) -> Denoiser:
+    """The denoiser that `header` describes, around `network`, or one without memory."""
+    config = registry.from_json(header["network"], f"{what}: network")
     try:
-        config = schema.conform(settings, config_type, f"{what}: network")
-        with torch.device("meta"):
-            network = network_type(config)
+        if network is None:
+            with torch.device("meta"):
+                network = registry.build(config, header["output"])
+        elif isinstance(network, nn.Module) and not any(p.is_meta for p in network.parameters()):
+            network = network.float()
         bounds = header["schedule"]
         schedule = CosineSchedule(
             _infinite(bounds["logsnr_min"], -math.inf), _infinite(bounds["logsnr_max"], math.inf)
@@ -321,7 +359,7 @@ def _described(header: dict[str, Any], what: str) -> Denoiser:
             schedule,
             bounded=header["bounded"],
             steps=header["steps"],
-            **conditioning(config),
+            **registry.conditioning(config),
         )
     except (ValueError, RuntimeError, OverflowError) as error:
         raise PdlabError(f"{what} does not describe a network: {reason(error)}") from None

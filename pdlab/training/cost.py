@@ -1,45 +1,57 @@
 """What training costs, in network evaluations and FLOPs: the paper claims that distilling costs no more."""
 
+import copy
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pdlab import memory
-from pdlab.networks.mlp import MLPConfig
-from pdlab.networks.unet import UNetConfig
-from pdlab.training.checkpoint import Checkpoint, build_network, data_shape
+from pdlab.diffusion.denoiser import Denoiser
+from pdlab.networks.registry import Own, build, conditioning, config_of
+from pdlab.training.checkpoint import Checkpoint
 from pdlab.training.presets import Optimization
 
-Config = UNetConfig | MLPConfig
+
+class Size(NamedTuple):
+    """Of a network: FLOPs (2 a multiply-add) of one forward pass of one example, and bytes.
+
+    `activations` are what that pass keeps for its backward, `weights` those of the parameters in float32.
+    """
+
+    flops: int
+    activations: int
+    weights: int
 
 
-def _example(config: Config, output: str) -> tuple[nn.Module, tuple[Tensor | None, ...]]:
-    """The network of `config` and what it is called with for one example, on the meta device."""
+@lru_cache
+def size(config: Any, output: str) -> Size:
+    """The size of a registered network, found without memory."""
     with torch.device("meta"):
-        network = build_network(config, output)
-        z, logsnr = torch.zeros(1, *data_shape(config)), torch.zeros(1)
-        labels = torch.zeros(1, dtype=torch.int64) if config.num_classes else None
-        guidance = torch.zeros(1) if config.guidance_max else None
-    return network, (z, logsnr, labels, guidance)
+        return _size(build(config, output), config)
 
 
-@lru_cache
-def forward_flops(config: Config, output: str) -> int:
-    """FLOPs (2 per multiply-add) of one forward pass of one example."""
-    network, example = _example(config, output)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(*example)
-    return counter.get_total_flops()
+def size_of(denoiser: Denoiser) -> Size:
+    """The size of `denoiser`'s network; one's own is run once for it."""
+    config = config_of(denoiser)
+    if not isinstance(config, Own):
+        return size(config, denoiser.output)
+    network = copy.deepcopy(denoiser.network).eval()
+    with torch.device(denoiser.device):
+        return _size(network, config)
 
 
-@lru_cache
-def activations(config: Config, output: str) -> int:
-    """Bytes that the forward pass of one example keeps for its backward."""
-    network, example = _example(config, output)
+def _size(network: nn.Module, config: Any) -> Size:
+    """Run `network` on an example of zeros on the default device."""
+    taken = conditioning(config)
+    example: list[Tensor] = [torch.zeros(1, *config.shape), torch.zeros(1)]
+    if taken["num_classes"]:
+        example.append(torch.zeros(1, dtype=torch.int64))
+    if taken["guidance_max"]:
+        example.append(torch.zeros(1))
     weights = {id(p) for p in network.parameters()}
     kept = 0
 
@@ -48,20 +60,22 @@ def activations(config: Config, output: str) -> int:
         kept += tensor.numel() * tensor.element_size() if id(tensor) not in weights and tensor.ndim > 1 else 0
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with (
+        FlopCounterMode(display=False) as counter,
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
         network(*example)
-    return kept
+    return Size(counter.get_total_flops(), kept, sum(4 * p.numel() for p in network.parameters()))
 
 
-def check_memory(config: Config, output: str, settings: Optimization) -> None:
-    """Raise PdlabError, with the number, where training would need more memory than is free."""
-    elements = torch.Size(data_shape(config)).numel()
+def check_memory(size: Size, shape: tuple[int, ...], settings: Optimization) -> None:
+    """Raise PdlabError, with the number, where training on examples of `shape` needs more memory than is free."""
+    elements = torch.Size(shape).numel()
     memory.check(16 * elements * settings.batch, f"a batch of {settings.batch:,}", "take a smaller --batch")
-    # Weights, gradients, two moments, and the moving average or the teacher.
-    held = 5 * sum(4 * p.numel() for p in _example(config, output)[0].parameters())
+    held = 5 * size.weights  # with gradients, two moments, and the moving average or the teacher
     memory.check(held, "the network with its optimizer", "take a smaller network")
     what = f"training with a batch of {settings.batch:,}"
-    memory.check(held + activations(config, output) * settings.batch, what, "take a smaller --batch or network")
+    memory.check(held + size.activations * settings.batch, what, "take a smaller --batch or network")
 
 
 @dataclass(frozen=True)
@@ -115,7 +129,7 @@ def cost_line(teacher: Checkpoint, students: list[Checkpoint]) -> str:
 def total_cost(checkpoints: list[Checkpoint]) -> Cost:
     """What `checkpoints` cost, the smaller networks that they grew from included."""
     infos = [c.info for c in checkpoints]
-    parts = [info["cost"] for info in infos] + [
+    parts = [info["cost"] for info in infos if "cost" in info] + [
         info["grown_from"]["cost"] for info in infos if "grown_from" in info
     ]
     return sum((Cost(**part) for part in parts), Cost(0, 0, 0, 0.0, 0.0))

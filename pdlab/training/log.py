@@ -65,18 +65,28 @@ class Log:
 
     def write(self, stage: str, update: int, values: dict[str, float]) -> None:
         """Append a line of figures measured at `update` of `stage`."""
+        self._append({"stage": stage, "update": update, **values})
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(f"{stage}/{name}", value, update)
+
+    def note(self, stage: str, update: int, text: str) -> None:
+        """Say, and append, what happened to `update` of `stage` that no figure tells."""
+        self.say(text)
+        self._append({"stage": stage, "update": update, "note": text})
+        if self._board is not None:
+            self._board.add_text(f"{stage}/note", text, update)
+
+    def _append(self, entry: dict[str, float | int | str]) -> None:
         if self._file is not None:
             try:
                 with self._file.open("a") as file:
-                    file.write(json.dumps({"stage": stage, "update": update, **values}) + "\n")
+                    file.write(json.dumps(entry) + "\n")
             except OSError as error:
                 raise PdlabError(
                     f"cannot write {self._file}: {reason(error)}; put that right, then give the same command "
                     "again: it goes on from the last saved state"
                 ) from error
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(f"{stage}/{name}", value, update)
 
     def rewind(self, stage: str, update: int) -> None:
         """Drop lines of `stage` after `update`: the run goes on from there and will write them again.

@@ -1,27 +1,29 @@
-"""Device, precision and processes, asked of one object; no other file says `cuda` or `rank`."""
+"""Device and precision, asked of one object; no other file says `cuda`."""
 
 import contextlib
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from pdlab.errors import PdlabError, reason
+from pdlab.diffusion.denoiser import Denoiser
+from pdlab.errors import PdlabError
 
 M = TypeVar("M", bound=nn.Module)
 
 
 class Machine:
-    """The hardware a run uses, behind Hugging Face Accelerate.
+    """The hardware a run uses, resolved once; it changes nothing of the process, so machines stand side by side.
 
     Args:
         device: "auto" (a CUDA GPU if there is one, else the CPU), "cpu" or "cuda".
-        precision: "fp32", "bf16" (autocast in training, bf16 weights in sampling) or "auto": bf16 where the
+        precision: "fp32", "bf16" (autocast, in training and sampling alike) or "auto": bf16 where the
             hardware multiplies it natively, for networks that gain from it (convolutions).
         compile: torch.compile the networks; None means where it pays, i.e. convolutions on a GPU.
+
+    Attributes:
+        device: where tensors go.
     """
 
     def __init__(self, device: str = "auto", precision: str = "auto", compile: bool | None = None) -> None:
@@ -31,28 +33,10 @@ class Machine:
             raise PdlabError("no CUDA GPU is available to PyTorch here: use --device cpu, or auto")
         if precision not in ("auto", "fp32", "bf16"):
             raise PdlabError(f"unknown precision {precision!r}: choose auto, fp32 or bf16")
-        # Accelerate keeps one state per process: a second machine of this process may differ.
-        AcceleratorState._reset_state(reset_partial_state=True)
         cpu = device == "cpu" or not torch.cuda.is_available()
-        try:
-            self._accelerator = Accelerator(cpu=cpu, mixed_precision="no")
-        except (ValueError, RuntimeError, KeyError, OSError) as error:  # what the environment asks for
-            raise PdlabError(
-                f"Accelerate cannot start ({reason(error)}): unset WORLD_SIZE, RANK and ACCELERATE_…, or set them "
-                "right"
-            ) from error
+        self.device = torch.device("cpu") if cpu else torch.device("cuda", torch.cuda.current_device())
         self._precision = precision
         self._compile = compile
-
-    @property
-    def device(self) -> torch.device:
-        """Where tensors go."""
-        return self._accelerator.device
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process writes files and shows progress."""
-        return bool(self._accelerator.is_main_process)
 
     def describe(self) -> str:
         """The hardware in words, for logs and cards."""
@@ -62,11 +46,30 @@ class Machine:
         return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 
     def precision_for(self, network: nn.Module) -> str:
-        """ "bf16" or "fp32": the precision this machine runs `network` in."""
+        """ "bf16" or "fp32": the precision this machine asks for when it runs `network`."""
         if self._precision != "auto":
             return self._precision
-        convolutional = any(isinstance(module, nn.Conv2d) for module in network.modules())
-        return "bf16" if convolutional and self._native_bf16() else "fp32"
+        return "bf16" if _convolves(network) and self._native_bf16() else "fp32"
+
+    def computes_in(self, network: nn.Module) -> str:
+        """ "bf16", "tf32" or "fp32": the lowest precision that products of `network` really have, for cards.
+
+        What PyTorch may put in the place of float32 is a setting of the process, which this object only reads: on
+        a GPU convolutions are TF32 unless `torch.backends.cudnn.allow_tf32` is False, and products of matrices
+        are float32 unless `torch.set_float32_matmul_precision` says otherwise.
+        """
+        asked = self.precision_for(network)
+        if asked == "bf16":
+            return asked
+        backends: Any = torch.backends  # its stubs lack `conv` and `matmul`
+        if self.device.type == "cuda":
+            stand_in, there = "tf32", torch.cuda.get_device_capability(self.device) >= (8, 0)
+            convolution, product = backends.cudnn.conv, backends.cuda.matmul
+        else:
+            stand_in, there = "bf16", self._native_bf16()
+            convolution, product = backends.mkldnn.conv, backends.mkldnn.matmul
+        used = [product.fp32_precision] + ([convolution.fp32_precision] if _convolves(network) else [])
+        return stand_in if there and stand_in in used else asked
 
     def place(self, module: M) -> M:
         """`module` on the device, its convolution weights channels-last."""
@@ -77,22 +80,17 @@ class Machine:
 
         Its output is float32 whatever the precision inside, so that targets and losses are.
         """
-        wrapped = _Autocast(network, self.device.type, self.precision_for(network) == "bf16")
+        wrapped = self._autocast(network)
         return torch.compile(wrapped) if self._compiles(network) else wrapped  # type: ignore[return-value]
 
     @contextlib.contextmanager
-    def for_sampling(self, network: nn.Module) -> Iterator[nn.Module]:
-        """Within the context `network`'s weights are in this machine's sampling precision; restored after."""
-        if self.precision_for(network) == "fp32":
-            yield network
-            return
-        original = [p.data for p in network.parameters()]
-        try:
-            network.to(torch.bfloat16)
-            yield network
-        finally:
-            for parameter, data in zip(network.parameters(), original, strict=True):
-                parameter.data = data
+    def for_sampling(self, denoiser: Denoiser) -> Iterator[Denoiser]:
+        """`denoiser` under this machine's autocast, as in training; within the context its weights must not change.
+
+        Only the network is under autocast: what samplers do with its float32 output is float32.
+        """
+        with torch.autocast(self.device.type, enabled=False):  # the outermost one keeps the weights' bf16 copies
+            yield denoiser.around(self._autocast(denoiser.network))
 
     def wait(self) -> None:
         """Return when the device has done all it was asked, so that a clock tells the truth."""
@@ -101,18 +99,25 @@ class Machine:
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of a scalar loss."""
-        self._accelerator.backward(loss)
+        loss.backward()
 
     def _compiles(self, network: nn.Module) -> bool:
         if self._compile is not None:
             return self._compile
-        return self.device.type == "cuda" and any(isinstance(m, nn.Conv2d) for m in network.modules())
+        return self.device.type == "cuda" and _convolves(network)
+
+    def _autocast(self, network: nn.Module) -> nn.Module:
+        return _Autocast(network, self.device.type, self.precision_for(network) == "bf16")
 
     def _native_bf16(self) -> bool:
         if self.device.type == "cuda":
             return torch.cuda.is_bf16_supported(including_emulation=False)
         probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported")
         return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+
+
+def _convolves(network: nn.Module) -> bool:
+    return any(isinstance(module, nn.Conv2d) for module in network.modules())
 
 
 class _Autocast(nn.Module):

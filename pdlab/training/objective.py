@@ -23,6 +23,15 @@ def stratified_times(n: int, generator: torch.Generator, device: torch.device) -
     return 1 - ((ranks + offset) / n).remainder(1)
 
 
+def independent_times(n: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """`[n]` times, each U(0, 1] whatever the others are, as the paper's authors draw them."""
+    return 1 - torch.rand(n, generator=generator, device=device)
+
+
+#: How the times of a batch are drawn, by the names that `Optimization.times` has.
+TIMES = {"stratified": stratified_times, "independent": independent_times}
+
+
 class DiffusionObjective:
     """The teacher's: denoise z_t at continuous t ~ U(0, 1] (algorithm 1); forward passes an example: 1.
 
@@ -31,12 +40,12 @@ class DiffusionObjective:
 
     teacher_forwards = 0
 
-    def __init__(self, weighting: str, label_drop: float = 0.0) -> None:
-        self.weighting, self.label_drop = WEIGHTINGS[weighting], label_drop
+    def __init__(self, weighting: str, label_drop: float = 0.0, times: str = "stratified") -> None:
+        self.weighting, self.label_drop, self.times = WEIGHTINGS[weighting], label_drop, TIMES[times]
 
     def __call__(self, denoiser: Denoiser, x: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
         """Losses `[B]` for data `x` `[B, …]`."""
-        t = stratified_times(len(x), generator, x.device)
+        t = self.times(len(x), generator, x.device)
         eps = torch.randn(x.shape, generator=generator, device=x.device)
         alpha, sigma = per_example(denoiser.schedule.alpha(t), x), per_example(denoiser.schedule.sigma(t), x)
         target = Prediction(x, eps, alpha * eps - sigma * x)

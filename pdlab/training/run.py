@@ -1,10 +1,11 @@
 """A run on disk: settings that must not change, a log, and states from which an interrupted run goes on.
 
-    RUN/train.json, distill.json   the settings each was begun with, and on what
+    RUN/train.json, distill.json   the settings each was begun with or, later, changed to, and on what
     RUN/log.jsonl           one line every so many updates
-    RUN/progress/STAGE-K/   weights, EMA and optimizer after K updates of a stage; the last two are kept
+    RUN/progress/STAGE-K/   weights, EMA and optimizer after K updates of a stage; the last two are kept, and the
+                            one that a teacher ended in, from which more updates can go on
     RUN/damaged/            what was found damaged: moved here, never removed
-    RUN/teacher/, RUN/student-0032/, …   finished checkpoints
+    RUN/teacher/, RUN/student-0032/, …   finished checkpoints; RUN/teacher@K/ one on the way
 
 A state is a checkpoint-like folder (safetensors, sealed JSON, hash), renamed into place, so that `kill -9` at any
 moment leaves either the old or the new one. Randomness is not stored: every update draws from a stream named by
@@ -15,17 +16,18 @@ import contextlib
 import json
 import re
 import types
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import filelock
 from torch import Tensor
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from pdlab import schema
 from pdlab.errors import Damaged, PdlabError, reason
 from pdlab.files import discard, set_aside, sweep, write
-from pdlab.training.checkpoint import Shapes, read_weights, write_folder
+from pdlab.training.checkpoint import Change, Shapes, read_weights, write_folder
 
 
 class State(TypedDict):
@@ -34,6 +36,9 @@ class State(TypedDict):
     sha256: schema.Sha256
     updates: schema.Whole
     seconds: schema.NotNegative
+    settings: NotRequired[dict[str, float | int | str]]  # those that may change, as they were last
+    changes: NotRequired[list[Change]]
+    skipped: NotRequired[list[schema.Updates]]
 
 
 class Claim(TypedDict):
@@ -41,6 +46,13 @@ class Claim(TypedDict):
 
     settings: dict[str, Any]
     machine: str
+
+
+class Claimed(NamedTuple):
+    """What there is to say of a job that is taken up, and whether its settings are others than before."""
+
+    notes: list[str]
+    changed: bool
 
 
 class Run:
@@ -81,10 +93,18 @@ class Run:
                 self.path.rmdir()
         self._lock.release()
 
-    def claim(self, job: str, settings: dict[str, Any], machine: str) -> str | None:
-        """Take up `job` ("train", "distill") on `machine`; a note where it was begun on another.
+    def claim(
+        self,
+        job: str,
+        settings: dict[str, Any],
+        machine: str,
+        changeable: Iterable[str] = (),
+        change: bool = False,
+    ) -> Claimed:
+        """Take up `job` ("train", "distill") on `machine`.
 
-        Raises PdlabError if it was begun with other settings. Nothing is written before `begin`.
+        Raises PdlabError if it was begun with other settings, but for the fields `changeable` (dotted names) if
+        `change` is asked for. Nothing is written before `begin`.
         """
         file = self.path / f"{job}.json"
         settings = json.loads(json.dumps(settings))
@@ -92,23 +112,31 @@ class Run:
             before = schema.read(file, Claim)
         except FileNotFoundError:
             self._claims[job] = {"settings": settings, "machine": machine}
-            return None
+            return Claimed([], False)
         except (OSError, Damaged) as error:
             raise PdlabError(
                 f"{file} cannot be read ({reason(error)}): choose another --run, or move the file away if you know "
                 "that the settings are the same"
             ) from None
-        if before["settings"] != settings:
-            changed = "; ".join(_differences(before["settings"], settings))
+        differences = _differences(before["settings"], settings)
+        changed = "; ".join(differences.values())
+        may_change = differences.keys() <= set(changeable)
+        if differences and not (may_change and change):
+            way = "add --change to go on with these, " if may_change else ""
             raise PdlabError(
-                f"{self.path} holds a run with other settings ({changed}): give those to resume it, or "
+                f"{self.path} holds a run with other settings ({changed}): give those to resume it, {way}or "
                 "choose another --run"
             )
-        if before["machine"] == machine:
-            return None
-        return (
-            f"begun on {before['machine']}, going on with {machine}: the result is as good, but not the same bits"
-        )
+        notes = []
+        if differences:
+            self._claims[job] = {"settings": settings, "machine": machine}
+            notes.append(f"going on with other settings: {changed}")
+        if before["machine"] != machine:
+            notes.append(
+                f"begun on {before['machine']}, going on with {machine}: the result is as good, but not the same "
+                "bits"
+            )
+        return Claimed(notes, bool(differences))
 
     def begin(self) -> None:
         """Write down what was claimed: the first update is about to run."""
@@ -131,7 +159,7 @@ class Run:
         """Keep the state after `k` updates of `stage`; older ones but the one before go."""
         if not (self.path / ".lock").exists():
             raise PdlabError(f"{self.path} was moved or removed meanwhile: put it back, then give the same command")
-        path = self.path / "progress" / f"{stage}-{k:08d}"
+        path = self._state(stage, k)
         if not path.exists():
             write_folder(path, "state", tensors, {"updates": k, **header})
         for old in self._states(stage)[:-2]:
@@ -159,10 +187,17 @@ class Run:
                 ) from None
         return {}, {}, problems
 
-    def drop_states(self, stage: str) -> None:
+    def drop_states(self, stage: str, but_last: bool = False) -> None:
         """Remove the states of a stage whose checkpoint is written."""
-        for path in self._states(stage):
+        for path in self._states(stage)[: -1 if but_last else None]:
             discard(path)
+
+    def holds_state(self, stage: str, k: int) -> bool:
+        """Whether the state after `k` updates of `stage` is kept."""
+        return self._state(stage, k).exists()
+
+    def _state(self, stage: str, k: int) -> Path:
+        return self.path / "progress" / f"{stage}-{k:08d}"
 
     def _states(self, stage: str) -> list[Path]:
         pattern = re.compile(rf"{re.escape(stage)}-\d{{8}}")
@@ -180,8 +215,11 @@ def _read_state(path: Path, stage: str, expected: Shapes | None) -> tuple[dict[s
     return tensors, header
 
 
-def _differences(before: Any, now: Any, path: str = "") -> list[str]:
+def _differences(before: Any, now: Any, path: str = "") -> dict[str, str]:
+    """In words what is other `now`, by the dotted name of the field."""
     if isinstance(before, dict) and isinstance(now, dict):
-        names = sorted({*before, *now})
-        return [d for n in names for d in _differences(before.get(n), now.get(n), f"{path}.{n}".lstrip("."))]
-    return [] if before == now else [f"{path} was {before}, is {now}"]
+        found: dict[str, str] = {}
+        for name in sorted({*before, *now}):
+            found |= _differences(before.get(name), now.get(name), f"{path}.{name}".lstrip("."))
+        return found
+    return {} if before == now else {path: f"{path} was {before}, is {now}"}

@@ -1,7 +1,8 @@
 """Train a teacher by a preset into a run folder."""
 
+import copy
 import dataclasses
-import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,24 @@ from pdlab.data.source import Source
 from pdlab.diffusion.denoiser import Denoiser
 from pdlab.diffusion.schedule import CosineSchedule
 from pdlab.errors import PdlabError
+from pdlab.files import discard
 from pdlab.networks.grow import grow
+from pdlab.networks.registry import Own, build, conditioning
 from pdlab.networks.unet import UNet
 from pdlab.seeds import seed_for
-from pdlab.training.checkpoint import Checkpoint, build_network, conditioning, data_shape, save
-from pdlab.training.cost import Cost, check_memory, forward_flops, total_cost
+from pdlab.training.checkpoint import Checkpoint, read_header, save
+from pdlab.training.cost import Cost, check_memory, size, size_of, total_cost
 from pdlab.training.log import Log
-from pdlab.training.loop import Trained, fit
+from pdlab.training.loop import CHANGEABLE, Trained, Upkeep, fit
 from pdlab.training.machine import Machine
 from pdlab.training.objective import DiffusionObjective
-from pdlab.training.presets import Preset
+from pdlab.training.presets import Optimization, Preset, to_dict
 from pdlab.training.run import Run
 
 TEACHER = "teacher"
 #: How the rounds will go may still change: it does not make another teacher.
 _LATER = ("distill", "guide", "guidance_max", "first_steps")
+_CHANGEABLE = ("preset.precision", *(f"preset.teacher.{name}" for name in ("updates", *CHANGEABLE)))
 
 
 def train(
@@ -34,72 +38,108 @@ def train(
     run: Run,
     machine: Machine,
     *,
+    denoiser: Denoiser | None = None,
     grow_from: Checkpoint | None = None,
     seed: int = 0,
     log: Log | None = None,
-    save_every: float = 60.0,
+    upkeep: Upkeep = Upkeep(),
     snapshot_every: int = 0,
+    picture: Callable[[Path], None] | None = None,
 ) -> Path:
     """Train the teacher of `preset` on `source`; returns its checkpoint folder, `run.path/teacher`.
 
-    With `grow_from` the network starts as that smaller one (see `networks.grow`), else at random. Every
-    `snapshot_every` updates a checkpoint is left beside it, `teacher@UPDATES`, as usable as the last. A run that
-    was interrupted goes on; one that is complete returns at once. Raises PdlabError if `source` is not of the shape
-    or classes that the network takes, if it cannot grow from that checkpoint, or the run was begun with other
-    settings.
+    It starts as `denoiser`, or as that smaller one `grow_from` (see `networks.grow`), else at random. Every
+    `snapshot_every` updates a checkpoint is left beside it, `teacher@UPDATES`, as usable as the last, and
+    `picture` is called with it. A run that was interrupted goes on; one that is complete returns at once or, if
+    `upkeep.change` allows and there are more updates than it had, goes on from where it ended, what it had made
+    becoming the last snapshot. Raises PdlabError if `source` is not of the shape or classes that the network takes,
+    if it cannot grow from that checkpoint, or the run was begun with other settings.
     """
-    check_preset(preset, source)
-    denoiser = new_denoiser(preset, seed) if grow_from is None else grown_denoiser(preset, grow_from, seed)
+    teaching = check_preset(preset, source)
+    if denoiser is not None:
+        denoiser = copy.deepcopy(denoiser)
+        check_memory(size_of(denoiser), source.shape, teaching)
+    else:
+        denoiser = new_denoiser(preset, seed) if grow_from is None else grown_denoiser(preset, grow_from, seed)
     origin = None if grow_from is None else grow_from.sha256
-    settings = settings_of(preset)
+    settings = to_dict(preset)
     denoiser = machine.place(denoiser)
     own = {name: value for name, value in settings.items() if name not in _LATER}
     own["precision"] = machine.precision_for(denoiser.network)
     claim = {"preset": own, "data": describe(source), "seed": seed, "grow_from": origin}
-    note = run.claim("train", claim, machine.describe())
+    claimed = run.claim("train", claim, machine.describe(), _CHANGEABLE, upkeep.change)
     if (done := run.checkpoint(TEACHER)) is not None:
-        run.drop_states(TEACHER)  # a kill may have come between the checkpoint and this
-        return done
+        if not claimed.changed:
+            run.drop_states(TEACHER, but_last=True)  # a kill may have come between the checkpoint and this
+            return done
+        _reopen(run, done, teaching.updates)
     run.check_free(TEACHER)
-    if note and log is not None:
-        log.say(note)
+    if log is not None:
+        for note in claimed.notes:
+            log.say(note)
     source = source.to(machine.device)
-    objective = DiffusionObjective(preset.weighting, preset.teacher.label_drop)
-    flops = forward_flops(preset.network, preset.output)
+    objective = DiffusionObjective(preset.weighting, teaching.label_drop, teaching.times)
+    flops = size_of(denoiser).flops
 
     def keep(name: str, updates: int, trained: Trained) -> None:
-        done = dataclasses.replace(preset.teacher, updates=updates)
+        done = dataclasses.replace(teaching, updates=updates)
         info = {
             "model": TEACHER,
             "preset": settings,
             "data": describe(source),
-            "ema": preset.teacher.ema > 0,
+            "ema": teaching.ema > 0,
             "seed": seed,
             "teacher": None,
             **({} if grow_from is None else {"grown_from": _origin(grow_from)}),
+            "changes": trained.changes,
+            "skipped": trained.skipped,
             "device": machine.describe(),
             "cost": dataclasses.asdict(Cost.of(done, flops, 0, trained.seconds)),
         }
         if run.checkpoint(name) is None:  # a run that goes on from before a snapshot comes by it again
             save(run.path / name, denoiser, info, trained.weights)
 
+    def on_the_way(updates: int, trained: Trained) -> None:
+        name = f"{TEACHER}@{updates}"
+        keep(name, updates, trained)
+        if picture is not None:
+            picture(run.path / name)
+
     trained = fit(
         denoiser,
         objective,
         source,
-        preset.teacher,
+        teaching,
         machine,
         stage=TEACHER,
         seed=seed,
         run=run,
         log=log,
-        save_every=save_every,
-        snapshot=lambda updates, so_far: keep(f"{TEACHER}@{updates}", updates, so_far),
+        upkeep=upkeep,
+        snapshot=on_the_way,
         snapshot_every=snapshot_every,
+        keep_end=True,
     )
-    keep(TEACHER, preset.teacher.updates, trained)
-    run.drop_states(TEACHER)
+    keep(TEACHER, teaching.updates, trained)
+    run.drop_states(TEACHER, but_last=True)
     return run.path / TEACHER
+
+
+def _reopen(run: Run, done: Path, updates: int) -> None:
+    """Let the teacher `done` become a snapshot of its run, which goes on to `updates`; PdlabError if it cannot."""
+    header = read_header(done)
+    had = header["info"]["preset"]["teacher"]["updates"] if header["info"] else 0
+    if updates <= had:
+        raise PdlabError(f"{done} is finished, with {had} updates: give more --updates, or choose another --run")
+    if not run.holds_state(TEACHER, had):
+        raise PdlabError(f"{done} is finished, and the state it ended in is gone: choose another --run")
+    run.check_free(name := f"{TEACHER}@{had}")
+    if (there := run.checkpoint(name)) is None:
+        done.rename(run.path / name)
+    elif read_header(there)["sha256"] == header["sha256"]:  # a kill came between the renaming and the first update
+        discard(done)
+    else:
+        raise PdlabError(f"{there} is in the way: move it, or choose another --run")
 
 
 def new_denoiser(preset: Preset, seed: int) -> Denoiser:
@@ -107,9 +147,9 @@ def new_denoiser(preset: Preset, seed: int) -> Denoiser:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, "initialization"))
-        network = build_network(preset.network, preset.output, preset.teacher.dropout)
+        network = build(preset.network, preset.output, preset.teacher.dropout if preset.teacher else 0.0)
     schedule = CosineSchedule(preset.logsnr_min, preset.logsnr_max)
-    bounded = len(data_shape(preset.network)) == 3
+    bounded = len(preset.network.shape) == 3
     return Denoiser(network, preset.output, schedule, bounded=bounded, **conditioning(preset.network))
 
 
@@ -150,16 +190,16 @@ def describe(source: Source) -> dict[str, Any]:
     }
 
 
-def settings_of(preset: Preset) -> dict[str, Any]:
-    """`preset` as plain JSON (an infinite bound becomes null)."""
-    settings = dataclasses.asdict(preset)
-    return {k: None if isinstance(v, float) and math.isinf(v) else v for k, v in settings.items()}
+def check_preset(preset: Preset, source: Source) -> Optimization:
+    """How `preset` trains a teacher on `source`.
 
-
-def check_preset(preset: Preset, source: Source) -> None:
-    """Raise PdlabError unless the preset's network takes the examples of `source`, and both fit into memory."""
-    check_fits(source, data_shape(preset.network), preset.network.num_classes, f"preset {preset.name}")
-    check_memory(preset.network, preset.output, preset.teacher)
+    Raises PdlabError unless its network takes the examples of `source`, and both fit into memory.
+    """
+    network, teaching = preset.network, preset.teaching
+    check_fits(source, network.shape, conditioning(network)["num_classes"], f"preset {preset.name}")
+    if not isinstance(network, Own):
+        check_memory(size(network, preset.output), network.shape, teaching)
+    return teaching
 
 
 def check_fits(source: Source, shape: tuple[int, ...], num_classes: int, what: str) -> None:

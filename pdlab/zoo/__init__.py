@@ -39,7 +39,7 @@ from pdlab.metrics.card import Row
 from pdlab.training.checkpoint import Checkpoint, Data
 from pdlab.training.checkpoint import load as load_checkpoint
 from pdlab.training.presets import from_dict
-from pdlab.zoo.recipe import Recipe
+from pdlab.zoo.recipe import LadderRecipe
 
 HOME = Path(__file__).parent
 MANIFEST, REPORT, NOISE, SAMPLES, POOL = (
@@ -100,7 +100,7 @@ class Manifest(TypedDict):
     data: Sized
     first_steps: schema.Steps
     seed: schema.Whole
-    recipe: Recipe
+    recipe: LadderRecipe
     commit: str | None
     versions: dict[str, str]
     rungs: Annotated[list[Rung], Field(min_length=1)]
@@ -287,9 +287,10 @@ def images(name: str, split: str = "train", root: str | Path | None = None) -> I
 
     The source's `name` says which. A damaged data set is an error, not a reason for the pool.
     """
-    data = manifest(name)["data"]
+    found = manifest(name)
+    data, settings = found["data"], from_dict(found["settings"])
     try:
-        source = load_data(data["name"], split, root, data["size"])
+        source = load_data(data["name"], split, root, settings.size, resize=settings.resize)
     except PdlabError as error:
         if root is not None or "not found" not in str(error):
             raise

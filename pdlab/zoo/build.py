@@ -42,24 +42,24 @@ from pdlab.training.checkpoint import Checkpoint, load, save
 from pdlab.training.cost import cost_report
 from pdlab.training.log import Log
 from pdlab.training.machine import Machine
-from pdlab.training.presets import Preset, preset
+from pdlab.training.presets import Preset, preset, to_dict
 from pdlab.training.run import Run
-from pdlab.training.teacher import describe, settings_of, train
+from pdlab.training.teacher import describe, train
 from pdlab.zoo import MANIFEST, NOISE, POOL, REPORT, SAMPLES, Manifest, Report, manifest_at
 from pdlab.zoo.measure import (
     NEAREST,
-    Cell,
+    Reading,
     best_nus,
     kept,
     measure,
-    nu_cells,
-    own_cells,
+    nu_readings,
+    own_readings,
     powers,
     quantiles,
-    teacher_cells,
+    teacher_readings,
 )
 from pdlab.zoo.page import page, picture
-from pdlab.zoo.recipe import Recipe
+from pdlab.zoo.recipe import LadderRecipe
 
 NOISES = 64
 MOST_BYTES = 58 << 20  # of all weights together; with what is drawn a ladder stays below 64 MiB
@@ -71,7 +71,7 @@ Drawn = dict[tuple[str, int, float], Tensor]  # by kind, steps and guidance: uin
 def build(
     name: str,
     settings: Preset,
-    recipe: Recipe,
+    recipe: LadderRecipe,
     source: ImageSource,
     held_out: ImageSource | None,
     run: Path,
@@ -123,7 +123,7 @@ def build(
             manifest = {
                 "name": name,
                 "preset": settings.name,
-                "settings": settings_of(settings),
+                "settings": to_dict(settings),
                 "data": describe(source) | {"size": settings.size},
                 "first_steps": settings.first_steps,
                 "seed": seed,
@@ -200,7 +200,7 @@ def pack(name: str, settings: Preset, trained: list[Path], packed: Path) -> list
         if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
             raise PdlabError(f"the weights of {path} exceed float16's range: train with a smaller lr")
         if not (to / "model.json").exists():
-            known = {"preset": settings_of(settings), "teacher": parent, "zoo": name, "float32": model.sha256}
+            known = {"preset": to_dict(settings), "teacher": parent, "zoo": name, "float32": model.sha256}
             save(to, model.denoiser, {**model.info, **known}, weights)
         done = load(to)
         if done.info.get("float32") != model.sha256 or done.info["teacher"] != parent:
@@ -235,7 +235,7 @@ def draw(models: list[Path], out: Path, seed: int, shown: float = 0.0) -> Drawn:
     return drawn
 
 
-def _guidance(student: Path, recipe: Recipe) -> dict[str, Any]:
+def _guidance(student: Path, recipe: LadderRecipe) -> dict[str, Any]:
     """The weights that samples are stored at, the one shown first, and the largest that students were made for."""
     return {
         "shown": recipe.shown,
@@ -252,7 +252,7 @@ def tiled(images: Tensor, columns: int) -> np.ndarray:
 
 
 def _pool(
-    teacher: Path, report: dict[str, Any], recipe: Recipe, out: Path, machine: Machine, seed: int, log: Log
+    teacher: Path, report: dict[str, Any], recipe: LadderRecipe, out: Path, machine: Machine, seed: int, log: Log
 ) -> tuple[dict[str, Any], Tensor]:
     """Write `recipe.pool` samples of the teacher, by the sampler that measured best, as one lossless mosaic.
 
@@ -261,8 +261,7 @@ def _pool(
     how, model = report["teacher_best"], load(teacher)
     options = {key: value for key, value in how["sampler"].items() if key != "name"}
     name, steps = how["sampler"]["name"], how["steps"]
-    denoiser = machine.place(model.denoiser)
-    with machine.for_sampling(denoiser.network):
+    with machine.for_sampling(machine.place(model.denoiser)) as denoiser:
         parts = generate(
             denoiser,
             model.shape,
@@ -297,7 +296,7 @@ def _bias(images: Tensor, extractors: set[str], machine: Machine) -> dict[str, A
 
 def _measure(
     models: list[Path],
-    recipe: Recipe,
+    recipe: LadderRecipe,
     source: ImageSource,
     held_out: ImageSource | None,
     machine: Machine,
@@ -317,12 +316,12 @@ def _measure(
         return Yardstick(source, by, n, held_out, kinds, progress, spread=not search)
 
     main = yardstick(recipe.n)
-    own = measure(own_cells(models, recipe), main, machine, kept, log, seed)
-    undistilled = measure(teacher_cells(models[0], recipe), main, machine, kept, log, seed)
-    search: list[tuple[Cell, dict[str, Any]]] = []
+    own = measure(own_readings(models, recipe), main, machine, kept, log, seed)
+    undistilled = measure(teacher_readings(models[0], recipe), main, machine, kept, log, seed)
+    search: list[tuple[Reading, dict[str, Any]]] = []
     if recipe.nus:
-        cells = nu_cells(models[0], recipe)
-        search = measure(cells, yardstick(recipe.nu_n, search=True), machine, kept, log, seed)
+        readings = nu_readings(models[0], recipe)
+        search = measure(readings, yardstick(recipe.nu_n, search=True), machine, kept, log, seed)
     chosen = best_nus(search)
     ancestral = measure(chosen, main, machine, kept, log, seed)
     results = [*own, *undistilled, *ancestral]
@@ -335,14 +334,14 @@ def _measure(
         "teacher_steps": loaded[0].info["preset"]["first_steps"],
         "rows": rows,
         "real": main.real,
-        "best_nu": {str(cell.steps): cell.nu for cell in chosen},
+        "best_nu": {str(reading.steps): reading.nu for reading in chosen},
         "nu_search": [row for _, result in search for row in result["rows"]],
         "teacher_best": {**best["card"], "value": best["value"], "spread": best["spread"]},
         "memorising": {
             "what": f"Euclidean distance in {extract.label} features to the nearest of {len(source.images)} images",
             "n": min(NEAREST, recipe.n),
             "held_out": _nearest_held_out(held_out, main, extract),
-            "models": {_label(cell): result["nearest"] for cell, result in results if "nearest" in result},
+            "models": {_label(reading): result["nearest"] for reading, result in results if "nearest" in result},
         },
         "cost": cost_report(loaded[:1], loaded[1:]),
         "fid": _fid(models, recipe, yardstick, machine, kept, seed, log),
@@ -352,15 +351,15 @@ def _measure(
 
 
 def _fid(
-    models: list[Path], recipe: Recipe, yardstick: Any, machine: Machine, kept: Path, seed: int, log: Log
+    models: list[Path], recipe: LadderRecipe, yardstick: Any, machine: Machine, kept: Path, seed: int, log: Log
 ) -> list[dict[str, Any]]:
     """FID (or its like at fewer samples) of students and DDIM; empty where Inception's weights are not at hand."""
     if not inception_at_hand():
         return []
-    cells = own_cells(models, recipe)
-    cells += [Cell(models[0], "ddim", n, guidance=w) for w in recipe.guidances for n in powers(recipe.ddim)]
+    readings = own_readings(models, recipe)
+    readings += [Reading(models[0], "ddim", n, guidance=w) for w in recipe.guidances for n in powers(recipe.ddim)]
     by = extractor("inception", device=machine.device)
-    results = measure(cells, yardstick(recipe.n, search=True, by=by), machine, kept, log, seed)
+    results = measure(readings, yardstick(recipe.n, search=True, by=by), machine, kept, log, seed)
     return [row for _, result in results for row in result["rows"]]
 
 
@@ -386,10 +385,10 @@ def _throughput(settings: Preset, machine: Machine, run: Path, seconds: float) -
 
     def work() -> dict[str, Any]:
         rate = matrix_rate(machine)
-        measured = throughput(settings, machine, settings.teacher.batch, rate, seconds)
+        measured = throughput(settings, machine, settings.teaching.batch, rate, seconds)
         if machine.device.type == "cuda":
             paper = preset("cifar10-paper")
-            measured += throughput(paper, machine, paper.teacher.batch, rate, seconds)
+            measured += throughput(paper, machine, paper.teaching.batch, rate, seconds)
         return {
             "device": machine.describe(),
             "bf16_matrix_flops": rate,
@@ -418,9 +417,11 @@ def _rung(path: Path, report: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _label(cell: Cell) -> str:
-    guided = f", guidance {cell.guidance:g}" if cell.guidance else ""
-    return (f"{cell.model.name}, {cell.steps} steps" if cell.model.name == "teacher" else cell.model.name) + guided
+def _label(reading: Reading) -> str:
+    guided = f", guidance {reading.guidance:g}" if reading.guidance else ""
+    return (
+        f"{reading.model.name}, {reading.steps} steps" if reading.model.name == "teacher" else reading.model.name
+    ) + guided
 
 
 def _commit() -> str | None:

@@ -20,21 +20,21 @@ from pdlab.metrics.reference import nearest_distances
 from pdlab.training.checkpoint import load
 from pdlab.training.log import Log
 from pdlab.training.machine import Machine
-from pdlab.zoo.recipe import Recipe
+from pdlab.zoo.recipe import LadderRecipe
 
 #: Samples whose nearest training images are looked for, and the quantiles of the distances that are kept.
 NEAREST, QUANTILES = 1000, (0.01, 0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 class Measured(TypedDict):
-    """The figures of a cell."""
+    """The figures of a reading."""
 
     rows: list[Row]
     nearest: NotRequired[dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Cell:
+class Reading:
     """One model with one sampler at one step count."""
 
     model: Path
@@ -51,37 +51,37 @@ class Cell:
         return f"{self.model.name}-{self.sampler}{nu}-{self.steps:04d}-{by}.json"
 
 
-def own_cells(models: Sequence[Path], recipe: Recipe) -> list[Cell]:
+def own_readings(models: Sequence[Path], recipe: LadderRecipe) -> list[Reading]:
     """Every student with its own number of steps, at every guidance."""
     counts = [(path, load(path).denoiser.steps) for path in models]
     return [
-        Cell(path, "ddim", steps, guidance=w)
+        Reading(path, "ddim", steps, guidance=w)
         for w in recipe.guidances
         for path, steps in counts
         if steps is not None
     ]
 
 
-def teacher_cells(teacher: Path, recipe: Recipe) -> list[Cell]:
+def teacher_readings(teacher: Path, recipe: LadderRecipe) -> list[Reading]:
     """The deterministic samplers of the undistilled teacher at powers of two.
 
     At one step Heun's rule and DPM-Solver++ are DDIM. Heun's takes 2 evaluations a step but the last: N/2 steps
     for at most N evaluations.
     """
-    cells = []
+    readings = []
     for w in recipe.guidances:
-        cells += [Cell(teacher, "ddim", steps, guidance=w) for steps in powers(recipe.ddim)]
+        readings += [Reading(teacher, "ddim", steps, guidance=w) for steps in powers(recipe.ddim)]
         for steps in powers(recipe.others)[1:]:
-            cells.append(Cell(teacher, "dpm-solver++", steps, guidance=w))
+            readings.append(Reading(teacher, "dpm-solver++", steps, guidance=w))
             if steps > 2:
-                cells.append(Cell(teacher, "heun", steps // 2, guidance=w))
-    return cells
+                readings.append(Reading(teacher, "heun", steps // 2, guidance=w))
+    return readings
 
 
-def nu_cells(teacher: Path, recipe: Recipe) -> list[Cell]:
+def nu_readings(teacher: Path, recipe: LadderRecipe) -> list[Reading]:
     """The ancestral sampler at every candidate variance, at the guidance that is shown."""
     counts, w = powers(recipe.others), recipe.shown
-    return [Cell(teacher, "ancestral", steps, nu, w) for steps in counts for nu in recipe.nus]
+    return [Reading(teacher, "ancestral", steps, nu, w) for steps in counts for nu in recipe.nus]
 
 
 def powers(most: int) -> list[int]:
@@ -89,26 +89,26 @@ def powers(most: int) -> list[int]:
     return [2**k for k in range(most.bit_length()) if 2**k <= most]
 
 
-def best_nus(results: Sequence[tuple[Cell, dict[str, Any]]]) -> list[Cell]:
-    """For each step count the cell with the least Fréchet distance."""
-    best: dict[int, tuple[float, Cell]] = {}
-    for cell, result in results:
+def best_nus(results: Sequence[tuple[Reading, dict[str, Any]]]) -> list[Reading]:
+    """For each step count the reading with the least Fréchet distance."""
+    best: dict[int, tuple[float, Reading]] = {}
+    for reading, result in results:
         value = Row.from_dict(result["rows"][0]).value
-        if cell.steps not in best or value < best[cell.steps][0]:
-            best[cell.steps] = (value, cell)
-    return [cell for _, (_, cell) in sorted(best.items())]
+        if reading.steps not in best or value < best[reading.steps][0]:
+            best[reading.steps] = (value, reading)
+    return [reading for _, (_, reading) in sorted(best.items())]
 
 
 def measure(
-    cells: Sequence[Cell], yardstick: Yardstick, machine: Machine, folder: Path, log: Log, seed: int = 0
-) -> list[tuple[Cell, dict[str, Any]]]:
-    """The figures of `cells`, in their order: {"rows": […], "nearest": quantiles by name}.
+    readings: Sequence[Reading], yardstick: Yardstick, machine: Machine, folder: Path, log: Log, seed: int = 0
+) -> list[tuple[Reading, dict[str, Any]]]:
+    """The figures of `readings`, in their order: {"rows": […], "nearest": quantiles by name}.
 
-    What lies in `folder` already, undamaged, is read from there. On a CPU with several threads, as many cells are
-    measured at a time, each in one.
+    What lies in `folder` already, undamaged, is read from there. On a CPU with several threads, as many readings
+    are measured at a time, each in one.
     """
-    files = [folder / cell.file(yardstick) for cell in cells]
-    todo = [(cell, file) for cell, file in zip(cells, files, strict=True) if found(file, Measured) is None]
+    files = [folder / reading.file(yardstick) for reading in readings]
+    todo = [(reading, file) for reading, file in zip(readings, files, strict=True) if found(file, Measured) is None]
     # Longest first, so that no thread is left alone with one.
     todo.sort(key=lambda pair: -nfe(pair[0].sampler, pair[0].steps))
     threads = torch.get_num_threads()
@@ -116,9 +116,9 @@ def measure(
 
     stop = threading.Event()
 
-    def work(pair: tuple[Cell, Path]) -> str:
-        cell, file = pair
-        kept(file, Measured, lambda: _measure(cell, yardstick, machine, seed, stop))
+    def work(pair: tuple[Reading, Path]) -> str:
+        reading, file = pair
+        kept(file, Measured, lambda: _measure(reading, yardstick, machine, seed, stop))
         return file.stem
 
     each = max(1, threads // workers)
@@ -130,7 +130,7 @@ def measure(
             stop.set()
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
-    return [(cell, schema.read(file, Measured)) for cell, file in zip(cells, files, strict=True)]
+    return [(reading, schema.read(file, Measured)) for reading, file in zip(readings, files, strict=True)]
 
 
 def found(file: Path, kind: Any) -> dict[str, Any] | None:
@@ -156,12 +156,12 @@ def quantiles(distances: torch.Tensor) -> dict[str, float]:
 
 
 def _measure(
-    cell: Cell, yardstick: Yardstick, machine: Machine, seed: int, stop: threading.Event
+    reading: Reading, yardstick: Yardstick, machine: Machine, seed: int, stop: threading.Event
 ) -> dict[str, Any]:
-    checkpoint = load(cell.model)  # a copy of its own: sampling changes the weights' precision in place
-    how: dict[str, Any] = {"sampler": cell.sampler, "seed": seed, "guidance": cell.guidance}
-    if cell.nu is not None:
-        how["options"] = {"nu": cell.nu}
+    checkpoint = load(reading.model)  # a copy of its own: sampling changes the weights' precision in place
+    how: dict[str, Any] = {"sampler": reading.sampler, "seed": seed, "guidance": reading.guidance}
+    if reading.nu is not None:
+        how["options"] = {"nu": reading.nu}
 
     def progress(done: int, n: int) -> None:
         if stop.is_set():
@@ -169,9 +169,9 @@ def _measure(
 
     # Small enough for a CPU's caches; a GPU wants thousands.
     batch = 250 if machine.device.type == "cpu" else 2500
-    features = sample_features(checkpoint, cell.steps, yardstick, machine, batch=batch, progress=progress, **how)
-    rows = rows_of(features, checkpoint, cell.steps, yardstick, machine, **how)
+    features = sample_features(checkpoint, reading.steps, yardstick, machine, batch=batch, progress=progress, **how)
+    rows = rows_of(features, checkpoint, reading.steps, yardstick, machine, **how)
     result: dict[str, Any] = {"rows": [row.to_dict() for row in rows]}
-    if yardstick.features is not None and cell.sampler == "ddim":
+    if yardstick.features is not None and reading.sampler == "ddim":
         result["nearest"] = quantiles(nearest_distances(features[:NEAREST], yardstick.features))
     return result

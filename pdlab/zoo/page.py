@@ -6,8 +6,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pdlab.metrics.card import Kind, Row
-from pdlab.teaching.plots import class_grid, sample_grid
+from pdlab.figures.grids import class_grid, sample_grid
+from pdlab.metrics.card import Row, by_sampler
 
 COLUMNS = (64, 16, 8, 4, 2, 1)
 SAMPLERS = {
@@ -17,23 +17,6 @@ SAMPLERS = {
     "heun": "Heun (one evaluation less)",
     "dpm-solver++": "DPM-Solver++(2M)",
 }
-
-
-def figures(report: Mapping[str, Any], guidance: float = 0.0, what: Kind = "frechet") -> dict[str, dict[int, Row]]:
-    """The figures of one kind at one guidance: `[sampler or "distilled"][network evaluations]`.
-
-    Heun's rule, which needs an odd number of predictions, stands at one more.
-    """
-    found: dict[str, dict[int, Row]] = {}
-    for data in report["rows"]:
-        row = Row.from_dict(data)
-        if row.kind == what and row.card.guidance == guidance:
-            kind = "distilled" if row.model == "distilled" else str(row.card.sampler["name"])
-            calls = row.card.nfe
-            found.setdefault(kind, {})[calls + (calls + 2) // (2 * row.card.steps) if kind == "heun" else calls] = (
-                row
-            )
-    return found
 
 
 def picture(
@@ -73,7 +56,7 @@ def _captions(report: Mapping[str, Any], kind: str, guidance: float, between: st
     """Distance and, where it was measured, class agreement of one kind of model, by its steps."""
     texts: dict[int, str] = {}
     for what in ("frechet", "agreement"):
-        for row in figures(report, guidance, what).get(kind, {}).values():
+        for row in by_sampler(report, guidance, what).get(kind, {}).values():
             text = f"{row.metric if what == 'frechet' else what} {row.value:.3g}"
             texts[row.card.steps] = f"{texts[row.card.steps]}{between}{text}" if row.card.steps in texts else text
     return texts
@@ -83,7 +66,7 @@ def page(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     """The README of a ladder's folder: what it is, how it was made, what it measures, how to make it again."""
     name, data = manifest["name"], manifest["data"]
     weights, shown = manifest["recipe"]["guidances"], manifest["guidance"]["shown"]
-    values = figures(report, shown)
+    values = by_sampler(report, shown)
     row = next(iter(next(iter(values.values())).values()))
     cost, floor = report["cost"], report["real"]["frechet"]
     size = "×".join(str(side) for side in data["shape"])
@@ -149,7 +132,7 @@ def page(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str:
 
 def _distances(report: Mapping[str, Any], w: float, several: bool) -> list[str]:
     """The table of Fréchet distances at guidance `w`, and the students' relative to the teacher's best there."""
-    values = figures(report, w)
+    values = by_sampler(report, w)
     kinds = [kind for kind in SAMPLERS if kind in values]
     lines = (
         [f"At guidance {w:g}; guided, an undistilled model takes two evaluations a step:", ""] if several else []
@@ -182,7 +165,7 @@ def _shares(report: Mapping[str, Any], weights: Sequence[float]) -> list[str]:
     """Class agreement, precision and recall of the students and of the teacher's DDIM at as many steps."""
     lines = []
     for what in ("agreement", "precision", "recall"):
-        found = {w: figures(report, w, what) for w in weights}
+        found = {w: by_sampler(report, w, what) for w in weights}
         rows = {w: columns.get("distilled", {}) for w, columns in found.items()}
         if not any(rows.values()):
             continue

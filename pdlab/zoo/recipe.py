@@ -8,7 +8,7 @@ from pdlab.training.presets import Preset, preset
 
 
 @dataclass(frozen=True)
-class Recipe:
+class LadderRecipe:
     """What `build` makes of a preset: the teacher's earlier stages, and what is measured and drawn.
 
     The presets `grown_from` come before, each teacher growing from the one before. A ladder with guidance is
@@ -36,10 +36,10 @@ class Recipe:
 _PRESETS = {"cifar10": "cifar10-cpu"}
 _ALL: tuple[Kind, ...] = ("frechet", "kernel", "agreement", "precision", "recall")
 _RECIPES = {
-    "digits": Recipe(n=2000, ddim=64, others=64, nus=(0.0, 0.3, 1.0), nu_n=1000),
-    "cifar10-gpu": Recipe(guidances=(0.0, 0.5, 1.0, 2.0), shown=1.0, kinds=_ALL),
+    "digits": LadderRecipe(n=2000, ddim=64, others=64, nus=(0.0, 0.3, 1.0), nu_n=1000),
+    "cifar10-gpu": LadderRecipe(guidances=(0.0, 0.5, 1.0, 2.0), shown=1.0, kinds=_ALL),
     # Two cores: hours, not days.
-    "cifar10-cpu": Recipe(
+    "cifar10-cpu": LadderRecipe(
         n=10_000,
         ddim=64,
         others=16,
@@ -50,17 +50,17 @@ _RECIPES = {
         kinds=_ALL,
     ),
     # Two cores: three quarters of an hour, not a day.
-    "cifar10-16px": Recipe(n=5000, ddim=128, others=64, nus=(0.0, 0.3, 1.0), nu_n=1300),
+    "cifar10-16px": LadderRecipe(n=5000, ddim=128, others=64, nus=(0.0, 0.3, 1.0), nu_n=1300),
 }
 
 
-def recipe(name: str, by: str | None = None) -> tuple[Preset, Recipe]:
+def recipe(name: str, by: str | None = None) -> tuple[Preset, LadderRecipe]:
     """The preset that ladder `name` is made by (`by`, or its own) and its recipe; PdlabError for an unknown one."""
     settings = preset(by or _PRESETS.get(name, name))
-    return settings, _RECIPES.get(settings.name, Recipe())
+    return settings, _RECIPES.get(settings.name, LadderRecipe())
 
 
-def adjusted(recipe: Recipe, n: int | None, dim: int) -> Recipe:
+def adjusted(recipe: LadderRecipe, n: int | None, dim: int) -> LadderRecipe:
     """`recipe` with `n` samples a figure, if given; PdlabError if they are too few for features of `dim`."""
     n = recipe.n if n is None else n
     if n <= dim:

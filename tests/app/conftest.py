@@ -6,8 +6,8 @@ import pytest
 
 from pdlab import zoo
 from pdlab.app.compute import Show
-from pdlab.app.ladders import Ladder, RunLadder, Shelf, ZooLadder
-from pdlab.zoo.recipe import Recipe
+from pdlab.app.ladders import RunLadder, Shelf, ShownLadder, ZooLadder
+from pdlab.zoo.recipe import LadderRecipe
 from tests.distillation.test_guided import settings as guided_settings
 from tests.zoo.conftest import build_digits
 
@@ -25,7 +25,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def built_guided(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with classes and guidance: the ladder `guided`, and the run that it was built by."""
     place = tmp_path_factory.mktemp("app-guided") / "runs"
-    recipe = Recipe(
+    recipe = LadderRecipe(
         n=100,
         ddim=8,
         others=8,
@@ -47,14 +47,14 @@ def shelf(built: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Shelf
 
 
 @pytest.fixture
-def ladder(shelf: Shelf) -> Ladder:
+def ladder(shelf: Shelf) -> ShownLadder:
     found = shelf.ladder("shipped")
     assert isinstance(found, ZooLadder)
     return found
 
 
 @pytest.fixture
-def run(shelf: Shelf) -> Ladder:
+def run(shelf: Shelf) -> ShownLadder:
     found = shelf.ladder("run")
     assert isinstance(found, RunLadder)
     return found
@@ -67,13 +67,13 @@ def guided_shelf(built_guided: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 @pytest.fixture
-def guided(guided_shelf: Shelf) -> Ladder:
+def guided(guided_shelf: Shelf) -> ShownLadder:
     """A ladder of the zoo's format: a teacher of 4 steps, students of 2 and 1 that take guidance up to 2."""
     return guided_shelf.ladder("guided")
 
 
 @pytest.fixture
-def guided_run(guided_shelf: Shelf) -> Ladder:
+def guided_run(guided_shelf: Shelf) -> ShownLadder:
     """The run, which keeps stage one."""
     return guided_shelf.ladder("run")
 

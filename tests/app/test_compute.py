@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pdlab.app.compute import Compute, Show, Stopped, Waiting
+from pdlab.app.compute import Cancelled, Compute, Show, Waiting
 from pdlab.errors import PdlabError
 
 
@@ -109,7 +109,7 @@ def test_stopping_ends_the_work_itself_and_only_the_owners(gate: Gate) -> None:
         return await running, await other
 
     stopped, other = asyncio.run(stop())
-    assert stopped[-1] == Stopped()
+    assert stopped[-1] == Cancelled()
     assert gate.ended.is_set()
     assert not gate.open.is_set()
     assert other[-1] == 2
@@ -125,7 +125,7 @@ def test_new_work_of_an_owner_replaces_the_old(gate: Gate) -> None:
         return await collect(compute, counting(2), "a"), await first
 
     second, first = asyncio.run(twice())
-    assert first[-1] == Stopped()
+    assert first[-1] == Cancelled()
     assert second[-1] == 1
 
 

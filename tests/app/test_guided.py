@@ -11,7 +11,7 @@ import torch
 from pdlab import zoo
 from pdlab.app import html
 from pdlab.app.condition import ALL, Condition
-from pdlab.app.ladders import MOST_GUIDANCE, PAGE, Ladder, Shelf
+from pdlab.app.ladders import MOST_GUIDANCE, PAGE, Shelf, ShownLadder
 from pdlab.app.tabs.binding import condition_values
 from pdlab.app.views import bench, cells, compare, curve, first, lineage, metrics
 from pdlab.app.views.cells import KINDS, Cell
@@ -20,7 +20,7 @@ from pdlab.data import to_uint8
 from pdlab.diffusion.samplers import sample
 from pdlab.distillation.guided import GUIDED
 from pdlab.errors import PdlabError
-from pdlab.zoo.page import figures
+from pdlab.metrics.card import by_sampler
 from tests.app.test_state import NONSENSE
 from tests.app.test_views import Reader, run_code
 
@@ -29,11 +29,13 @@ SEVEN = Condition(7, 1.5)
 
 
 @pytest.fixture(params=["guided", "run"])
-def either(request: pytest.FixtureRequest, guided_shelf: Shelf) -> Ladder:
+def either(request: pytest.FixtureRequest, guided_shelf: Shelf) -> ShownLadder:
     return guided_shelf.ladder(request.param)
 
 
-def test_what_a_ladder_knows_of_classes_and_guidance(guided: Ladder, guided_run: Ladder, ladder: Ladder) -> None:
+def test_what_a_ladder_knows_of_classes_and_guidance(
+    guided: ShownLadder, guided_run: ShownLadder, ladder: ShownLadder
+) -> None:
     for one in (guided, guided_run):
         assert one.classes == DIGITS
         assert (one.takes(None), one.takes(2), one.most) == (MOST_GUIDANCE, 2.0, 2.0)
@@ -43,13 +45,15 @@ def test_what_a_ladder_knows_of_classes_and_guidance(guided: Ladder, guided_run:
     assert (ladder.classes, ladder.most, ladder.shown) == ([], 0.0, 0.0)
 
 
-def test_stage_one_does_not_stand_in_for_the_teacher(guided_run: Ladder) -> None:
+def test_stage_one_does_not_stand_in_for_the_teacher(guided_run: ShownLadder) -> None:
     assert guided_run.checkpoint(None).denoiser.guidance_max == 0
     assert guided_run.checkpoint(GUIDED).denoiser.guidance_max == 2
     assert list(cells.kinds(guided_run)) == list(KINDS)
 
 
-def test_snapshots_of_a_teacher_are_not_the_teacher(guided_run: Ladder, built_guided: Path, tmp_path: Path) -> None:
+def test_snapshots_of_a_teacher_are_not_the_teacher(
+    guided_run: ShownLadder, built_guided: Path, tmp_path: Path
+) -> None:
     for name in ("teacher", "student-0001"):
         shutil.copytree(built_guided / "run" / name, tmp_path / "r" / name)
     shutil.copytree(built_guided / "run" / GUIDED, tmp_path / "r" / "teacher@5")
@@ -58,7 +62,7 @@ def test_snapshots_of_a_teacher_are_not_the_teacher(guided_run: Ladder, built_gu
     assert found.checkpoint(None).sha256 == guided_run.checkpoint(None).sha256
 
 
-def test_numbers_are_clamped_and_unknown_classes_refused(guided: Ladder, ladder: Ladder) -> None:
+def test_numbers_are_clamped_and_unknown_classes_refused(guided: ShownLadder, ladder: ShownLadder) -> None:
     assert Condition.of(guided, {}) == Condition(None, 1.0)
     assert Condition.of(guided, {"class": "7", "guidance": "9"}) == Condition(7, 2.0)
     assert Condition.of(guided, {"class": ALL, "guidance": -3}) == Condition(None, 0.0)
@@ -66,15 +70,15 @@ def test_numbers_are_clamped_and_unknown_classes_refused(guided: Ladder, ladder:
     assert Condition.of(ladder, {"class": "7", "guidance": 2}) == Condition()
     for value in NONSENSE:
         assert 0 <= Comparison.of(guided, {"guidance": value}).condition.guidance <= 2
-        assert curve.Choice.of(guided, {"guidance": value}).guidance in (0.0, 1.0)
+        assert curve.CurveChoice.of(guided, {"guidance": value}).guidance in (0.0, 1.0)
     for wrong in ("horse", "10", 7, ["7"], {}, object(), "<script>"):
         with pytest.raises(PdlabError, match=r"there is no class .*: there are 0, 1, 2"):
             Condition.of(guided, {"class": wrong})
-    assert bench.Run.of(guided, {"model": "teacher", "guidance": 9}).condition.guidance == MOST_GUIDANCE
-    assert bench.Run.of(guided, {"model": "2", "guidance": 9}).condition.guidance == 2
+    assert bench.Sampling.of(guided, {"model": "teacher", "guidance": 9}).condition.guidance == MOST_GUIDANCE
+    assert bench.Sampling.of(guided, {"model": "2", "guidance": 9}).condition.guidance == 2
 
 
-def test_controls_are_there_for_who_has_classes(guided: Ladder, ladder: Ladder) -> None:
+def test_controls_are_there_for_who_has_classes(guided: ShownLadder, ladder: ShownLadder) -> None:
     classes, guidance = condition_values(guided, Condition(7, 1.5))
     assert (classes["visible"], classes["choices"], classes["value"]) == (True, [ALL, *DIGITS], "7")
     assert (guidance["visible"], guidance["maximum"], guidance["value"]) == (True, 2.0, 1.5)
@@ -85,7 +89,7 @@ def test_controls_are_there_for_who_has_classes(guided: Ladder, ladder: Ladder) 
 @pytest.mark.parametrize("condition", [Condition(None, 0.0), Condition(None, 1.0), SEVEN])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_cell_is_what_its_python_draws(
-    guided_shelf: Shelf, either: Ladder, kind: str, condition: Condition, show: Any
+    guided_shelf: Shelf, either: ShownLadder, kind: str, condition: Condition, show: Any
 ) -> None:
     cell = Cell(kind, 2, page=1, nu=0.5 if kind == "ancestral" else 0.0, condition=condition)
     if kind == GUIDED and not either.guided:
@@ -96,7 +100,9 @@ def test_a_cell_is_what_its_python_draws(
     assert (cells.drawn(guided_shelf, either, cell) or drawn).seconds is not None
 
 
-def test_a_cell_is_drawn_with_the_right_labels_and_weight(guided_shelf: Shelf, guided: Ladder, show: Any) -> None:
+def test_a_cell_is_drawn_with_the_right_labels_and_weight(
+    guided_shelf: Shelf, guided: ShownLadder, show: Any
+) -> None:
     noise = guided.noise[PAGE : 2 * PAGE]
     for cell, steps, labels, w in (
         (Cell("ddim", 4, 1, condition=SEVEN), 2, torch.full((16,), 7), 1.5),
@@ -110,7 +116,7 @@ def test_a_cell_is_drawn_with_the_right_labels_and_weight(guided_shelf: Shelf, g
 
 
 @pytest.mark.parametrize("w", [0.0, 1.0])
-def test_live_and_precomputed_agree(guided_shelf: Shelf, guided: Ladder, w: float, show: Any) -> None:
+def test_live_and_precomputed_agree(guided_shelf: Shelf, guided: ShownLadder, w: float, show: Any) -> None:
     for kind in ("ddim", "distilled"):
         cell = Cell(kind, 2, page=3, condition=Condition(guidance=w))
         stored = cells.drawn(guided_shelf, guided, cell)
@@ -122,7 +128,7 @@ def test_live_and_precomputed_agree(guided_shelf: Shelf, guided: Ladder, w: floa
     assert cells.stored(guided, replace(cell, condition=Condition(guidance=0.5))) is None
 
 
-def test_a_guided_step_of_the_teacher_is_two_calls_and_a_student_s_one(guided: Ladder) -> None:
+def test_a_guided_step_of_the_teacher_is_two_calls_and_a_student_s_one(guided: ShownLadder) -> None:
     w = Condition(guidance=1.0)
     for kind in KINDS:
         for calls in (2, 4, 8, 64):
@@ -136,10 +142,10 @@ def test_a_guided_step_of_the_teacher_is_two_calls_and_a_student_s_one(guided: L
     assert "up to 2" in Cell("distilled", 1, condition=Condition(guidance=3.0)).missing(guided)
 
 
-def test_a_figure_is_of_exactly_the_cell(guided: Ladder) -> None:
+def test_a_figure_is_of_exactly_the_cell(guided: ShownLadder) -> None:
     for w in (0.0, 1.0):
         for what in ("frechet", "agreement"):
-            measured = figures(guided.report, w, what)  # type: ignore[arg-type]
+            measured = by_sampler(guided.report, w, what)  # type: ignore[arg-type]
             for kind in ("ddim", "distilled", "heun", "dpm-solver++"):
                 cell = Cell(kind, 2 if kind == "distilled" else 8, condition=Condition(guidance=w))
                 assert cells.figure(guided, cell, what) == measured[kind][cell.calls]  # type: ignore[arg-type]
@@ -147,7 +153,7 @@ def test_a_figure_is_of_exactly_the_cell(guided: Ladder) -> None:
     assert cells.figure(guided, Cell("distilled", 2, condition=Condition(None, 0.5))) is None
 
 
-def test_the_first_view_has_a_class_a_column(guided_shelf: Shelf, guided: Ladder) -> None:
+def test_the_first_view_has_a_class_a_column(guided_shelf: Shelf, guided: ShownLadder) -> None:
     text = first.view(guided_shelf, guided)
     assert guided_shelf.loaded == 0
     rows = [("2 network calls", "ddim"), ("2 network calls", "distilled"), ("1 network call", "distilled")]
@@ -157,18 +163,18 @@ def test_the_first_view_has_a_class_a_column(guided_shelf: Shelf, guided: Ladder
     assert "1 network call, ordinary sampler (DDIM): guided, a step takes two calls" in text
     assert "guidance 1 towards the class" in text
     assert "takes two network calls" in text
-    row = figures(guided.report, 1.0)["ddim"][2]
-    share = figures(guided.report, 1.0, "agreement")["ddim"][2]
+    row = by_sampler(guided.report, 1.0)["ddim"][2]
+    share = by_sampler(guided.report, 1.0, "agreement")["ddim"][2]
     assert f"FD {row.value:.3g}, agreement {share.value:.3g}" in text
     stored = zoo.samples(guided._key, 1.0)["distilled", 1]  # type: ignore[attr-defined]
     assert html.picture(stored[7:8], "x").split('"')[3] in text
 
 
-def test_the_first_view_of_a_run_says_what_is_missing(guided_shelf: Shelf, guided_run: Ladder) -> None:
+def test_the_first_view_of_a_run_says_what_is_missing(guided_shelf: Shelf, guided_run: ShownLadder) -> None:
     assert first.view(guided_shelf, guided_run).count("not drawn yet") == 4
 
 
-def test_the_guess_is_of_equally_many_calls(guided_shelf: Shelf, guided: Ladder) -> None:
+def test_the_guess_is_of_equally_many_calls(guided_shelf: Shelf, guided: ShownLadder) -> None:
     for seed in range(8):
         guess = first.deal(guided, seed=seed)
         assert guess.calls == 2  # in one the teacher cannot be guided
@@ -177,7 +183,7 @@ def test_the_guess_is_of_equally_many_calls(guided_shelf: Shelf, guided: Ladder)
         assert all("in turn" in alt for alt in Reader(asked).alts)
 
 
-def test_compare_draws_a_class_and_says_what_it_cost(guided_shelf: Shelf, either: Ladder, show: Any) -> None:
+def test_compare_draws_a_class_and_says_what_it_cost(guided_shelf: Shelf, either: ShownLadder, show: Any) -> None:
     given = {"rows": ["ddim", "distilled", GUIDED], "steps": [2, 1], "class": "7", "guidance": 1.5, "zoom": 4}
     what = Comparison.of(either, given)
     assert what.condition == SEVEN
@@ -196,14 +202,14 @@ def test_compare_draws_a_class_and_says_what_it_cost(guided_shelf: Shelf, either
         Reader(part)
 
 
-def test_compare_says_which_class_is_where(guided_shelf: Shelf, guided: Ladder) -> None:
+def test_compare_says_which_class_is_where(guided_shelf: Shelf, guided: ShownLadder) -> None:
     grid, table, *_ = compare.view(guided_shelf, guided, Comparison.of(guided, {"page": 2}))
     assert "row by row: 6, 7, 8, 9 / 0, 1, 2, 3 / 4, 5, 6, 7 / 8, 9, 0, 1." in grid
     assert Reader(grid).alts[0].startswith("16 samples of 6, 7, 8, 9, 0, 1, 2, 3, 4, 5 in turn, ")
     assert "agreement-pixels, n = 100" in table
 
 
-def test_compare_of_what_cannot_be_says_so(guided_shelf: Shelf, guided: Ladder, show: Any) -> None:
+def test_compare_of_what_cannot_be_says_so(guided_shelf: Shelf, guided: ShownLadder, show: Any) -> None:
     what = Comparison.of(guided, {"rows": ["ddim"], "steps": [1]})
     compare.work(guided_shelf, guided, what, show)
     assert show[-1][0] == "None of these cells can be drawn."
@@ -232,9 +238,9 @@ def test_compare_of_what_cannot_be_says_so(guided_shelf: Shelf, guided: Ladder, 
     ],
 )
 def test_the_bench_draws_what_its_python_draws(
-    guided_shelf: Shelf, either: Ladder, given: dict[str, Any], calls: int, show: Any
+    guided_shelf: Shelf, either: ShownLadder, given: dict[str, Any], calls: int, show: Any
 ) -> None:
-    what = bench.Run.of(either, given)
+    what = bench.Sampling.of(either, given)
     if what.model != given["model"]:
         assert not either.guided
         return
@@ -245,9 +251,9 @@ def test_the_bench_draws_what_its_python_draws(
     assert what.condition.text(either) in pictures
 
 
-def test_the_bench_says_what_guidance_costs(guided_run: Ladder) -> None:
+def test_the_bench_says_what_guidance_costs(guided_run: ShownLadder) -> None:
     def warning(**given: Any) -> str:
-        return bench.warning(bench.Run.of(guided_run, given))
+        return bench.warning(bench.Sampling.of(guided_run, given))
 
     assert "two network calls" in warning(model="teacher", guidance=1)
     assert warning(model="teacher", guidance=0) == ""
@@ -256,9 +262,9 @@ def test_the_bench_says_what_guidance_costs(guided_run: Ladder) -> None:
 
 
 def test_lineage_shows_what_is_stored_and_draws_the_rest(
-    guided_shelf: Shelf, guided: Ladder, show: Any, capsys: pytest.CaptureFixture[str]
+    guided_shelf: Shelf, guided: ShownLadder, show: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stored = lineage.Choice.of(guided, {"noise": 38})
+    stored = lineage.NoiseChoice.of(guided, {"noise": 38})
     pictures, bars, code = lineage.view(guided_shelf, guided, stored)
     assert "Noise 38 of 64, class 7, guidance 1, from 4 steps to 1." in pictures
     assert "precomputed" in pictures
@@ -267,7 +273,7 @@ def test_lineage_shows_what_is_stored_and_draws_the_rest(
     assert torch.equal(images[4], guided.samples["ddim", 4, 1.0][37])
     check_python(code, lineage.drift(images), bars, capsys)
 
-    asked = lineage.Choice.of(guided, {"noise": 38, "class": "3", "guidance": 1.5})
+    asked = lineage.NoiseChoice.of(guided, {"noise": 38, "class": "3", "guidance": 1.5})
     assert "press Draw live" in lineage.view(guided_shelf, guided, asked)[0]
     lineage.draw(guided_shelf, guided, asked, show)
     _, pictures, bars = show[-1]
@@ -279,9 +285,9 @@ def test_lineage_shows_what_is_stored_and_draws_the_rest(
 
 
 def test_the_lineage_of_a_run_begins_at_stage_one(
-    guided_shelf: Shelf, guided_run: Ladder, show: Any, capsys: pytest.CaptureFixture[str]
+    guided_shelf: Shelf, guided_run: ShownLadder, show: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    choice = lineage.Choice.of(guided_run, {"noise": 2, "guidance": 2})
+    choice = lineage.NoiseChoice.of(guided_run, {"noise": 2, "guidance": 2})
     lineage.draw(guided_shelf, guided_run, choice, show)
     assert "the teacher, its guidance distilled, then each student" in show[-1][1]
     images = lineage.trail(guided_shelf, guided_run, choice)
@@ -302,15 +308,15 @@ def check_python(code: str, found: Any, bars: str, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize("w", [0.0, 1.0])
 @pytest.mark.parametrize("what", ["frechet", "agreement", "precision", "recall"])
 def test_the_curve_has_every_kind_of_figure_at_every_weight(
-    guided: Ladder, w: float, what: Any, capsys: pytest.CaptureFixture[str]
+    guided: ShownLadder, w: float, what: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     metric = {"frechet": "FD-pixels"}.get(what, f"{what}-pixels")
-    choice = curve.Choice.of(guided, {"metric": metric, "guidance": f"{w:g}"})
+    choice = curve.CurveChoice.of(guided, {"metric": metric, "guidance": f"{w:g}"})
     assert curve.weights(guided, metric, choice.n) == [0.0, 1.0]
     assert choice.guidance == w
     rows = curve.chosen(guided, choice)
     assert {row.card.guidance for row in rows.values()} == {w}
-    expected = figures(guided.report, w, what)
+    expected = by_sampler(guided.report, w, what)
     assert {row.value for row in rows.values()} == {r.value for line in expected.values() for r in line.values()}
     plot, table, *_ = curve.view(guided, choice)
     Reader(plot)
@@ -323,13 +329,13 @@ def test_the_curve_has_every_kind_of_figure_at_every_weight(
     assert len(capsys.readouterr().out.splitlines()) == len(rows)
 
 
-def test_the_curve_begins_at_the_guidance_that_is_shown(guided: Ladder) -> None:
-    assert curve.Choice.of(guided, {}).guidance == 1.0
-    assert curve.Choice.of(guided, {"guidance": "7"}).guidance == 1.0
+def test_the_curve_begins_at_the_guidance_that_is_shown(guided: ShownLadder) -> None:
+    assert curve.CurveChoice.of(guided, {}).guidance == 1.0
+    assert curve.CurveChoice.of(guided, {"guidance": "7"}).guidance == 1.0
 
 
-def test_figures_of_other_cards_or_classes_share_no_axis(guided: Ladder) -> None:
-    choice = curve.Choice.of(guided, {})
+def test_figures_of_other_cards_or_classes_share_no_axis(guided: ShownLadder) -> None:
+    choice = curve.CurveChoice.of(guided, {})
     rows = list(guided.report["rows"])
     one = next(row for row in rows if row["metric"] == choice.metric and row["card"]["guidance"] == 1.0)
     other = {**one, "model": "other", "value": 0.0}
@@ -343,9 +349,9 @@ def test_figures_of_other_cards_or_classes_share_no_axis(guided: Ladder) -> None
 
 
 def test_the_metrics_of_a_run_with_classes_are_of_all_in_turn(
-    guided_shelf: Shelf, guided_run: Ladder, show: Any, capsys: pytest.CaptureFixture[str]
+    guided_shelf: Shelf, guided_run: ShownLadder, show: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    choice = metrics.Choice.of({"n": 128})
+    choice = metrics.FeatureChoice.of({"n": 128})
     metrics.work(guided_shelf, guided_run, choice, show)
     run_code(metrics.code(guided_run, choice))
     assert f"<td>{float(capsys.readouterr().out.split()[1]):.4g}</td>" in show[-1][1]

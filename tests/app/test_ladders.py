@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pdlab import zoo
-from pdlab.app.ladders import Ladder, Recent, Shelf
+from pdlab.app.ladders import Recent, Shelf, ShownLadder
 from pdlab.errors import PdlabError
 
 
@@ -24,7 +24,7 @@ def test_the_zoo_comes_first(built: Path, monkeypatch: pytest.MonkeyPatch, tmp_p
     assert list(Shelf(built / "run").ladders) == ["run", "run-2"]
 
 
-def test_both_kinds_give_the_same(ladder: Ladder, run: Ladder) -> None:
+def test_both_kinds_give_the_same(ladder: ShownLadder, run: ShownLadder) -> None:
     assert ladder.shape == run.shape == (1, 8, 8)
     assert ladder.steps == run.steps == [4, 2, 1]
     assert ladder.counts == run.counts == [8, 4, 2, 1]
@@ -74,7 +74,7 @@ def test_a_folder_without_runs_is_refused(content: str | None, tmp_path: Path) -
         Shelf(place)
 
 
-def test_models_are_loaded_once_and_let_go_of(shelf: Shelf, ladder: Ladder) -> None:
+def test_models_are_loaded_once_and_let_go_of(shelf: Shelf, ladder: ShownLadder) -> None:
     assert shelf.model(ladder, 4) is shelf.model(ladder, 4)
     assert shelf.loaded == 1
     one = Shelf(shelf.runs, models=1)

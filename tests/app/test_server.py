@@ -118,7 +118,7 @@ def test_a_live_run_by_the_client_is_what_python_draws(served: Served) -> None:
     said, pictures, table = client.predict("shipped", "4", "ddim", 4, 0, 2, 0, 16, api_name="/bench_live")
     ladder = served.shelf.ladder()
     names: dict[str, Any] = {}
-    exec(bench.code(ladder, bench.Run.of(ladder, {"model": "4", "page": 2})), names)
+    exec(bench.code(ladder, bench.Sampling.of(ladder, {"model": "4", "page": 2})), names)
     assert "Done: 4 of 4" in said
     assert html.picture(names["images"], "x").split('"')[3] in pictures
     assert "milliseconds a call" in table
@@ -147,7 +147,7 @@ def test_thirty_clients_each_get_their_own(served: Served, capsys: pytest.Captur
         said, pictures, _ = client.predict("shipped", "4", "ddim", 4, 0, 0, seed, 16, api_name="/bench_live")
         took.append(time.monotonic() - started)
         names: dict[str, Any] = {}
-        exec(bench.code(ladder, bench.Run.of(ladder, {"model": "4", "page": 0, "seed": seed})), names)
+        exec(bench.code(ladder, bench.Sampling.of(ladder, {"model": "4", "page": 0, "seed": seed})), names)
         right.append("Done: 4 of 4" in said and html.picture(names["images"], "x").split('"')[3] in pictures)
 
     clients = [threading.Thread(target=one, args=(seed,)) for seed in range(30)]
@@ -325,7 +325,7 @@ def test_a_class_and_a_guidance_by_the_client(served_guided: Served) -> None:
         assert f"Done: {steps} of {steps}" in said
         given = {"model": model, "steps": steps, "page": 2, "class": "7", "guidance": 1.5}
         names: dict[str, Any] = {}
-        exec(bench.code(ladder, bench.Run.of(ladder, given)), names)
+        exec(bench.code(ladder, bench.Sampling.of(ladder, given)), names)
         assert html.picture(names["images"], "x").split('"')[3] in pictures
         assert "class 7, guidance 1.5" in pictures
         assert f"network calls</th><td>{steps if model == '2' else 2 * steps}<" in table

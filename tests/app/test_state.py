@@ -3,8 +3,8 @@
 import pytest
 
 from pdlab.app import state
-from pdlab.app.ladders import Ladder
-from pdlab.app.views.bench import MOST_SEED, MOST_STEPS, Run
+from pdlab.app.ladders import ShownLadder
+from pdlab.app.views.bench import MOST_SEED, MOST_STEPS, Sampling
 from pdlab.app.views.compare import Comparison
 from pdlab.app.views.lab import MOST_POINTS, REACH, Spec, parse_points, points_text
 
@@ -12,12 +12,12 @@ NONSENSE = (None, "", "nan", "1e400", "-1", 10**30, float("inf"), [], {}, object
 
 
 @pytest.mark.parametrize("value", NONSENSE)
-def test_nonsense_becomes_something_allowed(value: object, ladder: Ladder) -> None:
+def test_nonsense_becomes_something_allowed(value: object, ladder: ShownLadder) -> None:
     what = Comparison.of(ladder, dict.fromkeys(Comparison.__dataclass_fields__, value))
     assert set(what.steps) <= set(ladder.counts)
     assert 1 <= what.page <= 4
     assert 0 <= what.nu <= 1
-    run = Run.of(ladder, dict.fromkeys(Run.__dataclass_fields__, value))
+    run = Sampling.of(ladder, dict.fromkeys(Sampling.__dataclass_fields__, value))
     assert 1 <= run.steps <= MOST_STEPS
     assert 0 <= run.seed <= MOST_SEED
     assert run.images in (1, 4, 16, 64)
@@ -25,7 +25,7 @@ def test_nonsense_becomes_something_allowed(value: object, ladder: Ladder) -> No
     assert spec.first in (4, 8, 16, 32)
 
 
-def test_a_link_and_the_controls_mean_the_same(ladder: Ladder) -> None:
+def test_a_link_and_the_controls_mean_the_same(ladder: ShownLadder) -> None:
     link = state.query("?tab=compare&compare.steps=4,1&compare.rows=heun&compare.clip=false&compare.nu=0.3&x=1")
     by_link = Comparison.of(ladder, state.given(link, "compare", list(Comparison.__dataclass_fields__)))
     by_controls = Comparison.of(ladder, {"steps": [1, 4], "rows": ["heun"], "clip": False, "nu": 0.3})

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pdlab.app import chart, html
-from pdlab.app.ladders import Ladder, Shelf
+from pdlab.app.ladders import Shelf, ShownLadder
 from pdlab.app.views import bench, cells, compare, curve, first, lab, lineage, metrics, tour
 from pdlab.app.views.cells import KINDS, Cell
 from pdlab.app.views.compare import Comparison
@@ -16,7 +16,7 @@ from pdlab.data import to_uint8
 from pdlab.diffusion.samplers import sample
 from pdlab.distillation.guided import GUIDED
 from pdlab.errors import PdlabError
-from pdlab.zoo.page import figures
+from pdlab.metrics.card import by_sampler
 
 
 class Reader(HTMLParser):
@@ -52,13 +52,13 @@ def run_code(code: str) -> dict[str, Any]:
     return names
 
 
-def test_the_first_view_loads_no_model_and_shows_both_rows(shelf: Shelf, ladder: Ladder) -> None:
+def test_the_first_view_loads_no_model_and_shows_both_rows(shelf: Shelf, ladder: ShownLadder) -> None:
     text = first.view(shelf, ladder)
     assert shelf.loaded == 0
     assert Reader(text).alts == [
         f"16 samples, {KINDS[kind]}, {html.steps_text(n)}" for kind in ("ddim", "distilled") for n in (4, 2, 1)
     ]
-    found = figures(ladder.report)
+    found = by_sampler(ladder.report)
     for kind in ("ddim", "distilled"):
         for n in (4, 2, 1):
             assert f"<small>FD {found[kind][n].value:.3g}</small>" in text
@@ -67,11 +67,11 @@ def test_the_first_view_loads_no_model_and_shows_both_rows(shelf: Shelf, ladder:
     assert f"score {ladder.report['real']['frechet']['value']:.3g}" in text
 
 
-def test_the_first_view_of_a_run_says_what_is_missing(shelf: Shelf, run: Ladder) -> None:
+def test_the_first_view_of_a_run_says_what_is_missing(shelf: Shelf, run: ShownLadder) -> None:
     assert first.view(shelf, run).count("not drawn yet") == 6
 
 
-def test_the_guess_is_judged_rightly_and_hides_the_truth(shelf: Shelf, ladder: Ladder) -> None:
+def test_the_guess_is_judged_rightly_and_hides_the_truth(shelf: Shelf, ladder: ShownLadder) -> None:
     seen = set()
     for seed in range(8):
         guess = first.deal(ladder, seed=seed)
@@ -92,7 +92,9 @@ def test_the_guess_is_judged_rightly_and_hides_the_truth(shelf: Shelf, ladder: L
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != GUIDED])
 @pytest.mark.parametrize("clip", [True, False])
-def test_a_cell_is_what_its_python_draws(shelf: Shelf, ladder: Ladder, kind: str, clip: bool, show: Any) -> None:
+def test_a_cell_is_what_its_python_draws(
+    shelf: Shelf, ladder: ShownLadder, kind: str, clip: bool, show: Any
+) -> None:
     cell = Cell(kind, 4, page=1, clip=clip, nu=0.5 if kind == "ancestral" else 0.0)
     drawn = cells.draw(shelf, ladder, cell, show)
     assert drawn.seconds is not None
@@ -100,7 +102,7 @@ def test_a_cell_is_what_its_python_draws(shelf: Shelf, ladder: Ladder, kind: str
     assert cells.drawn(shelf, ladder, cell) is drawn
 
 
-def test_live_and_precomputed_agree(shelf: Shelf, ladder: Ladder, show: Any) -> None:
+def test_live_and_precomputed_agree(shelf: Shelf, ladder: ShownLadder, show: Any) -> None:
     for kind in ("ddim", "distilled"):
         stored = cells.drawn(shelf, ladder, Cell(kind, 2, page=3))
         assert stored is not None
@@ -116,16 +118,16 @@ def test_a_cell_makes_no_more_calls_than_its_column() -> None:
     assert Cell("heun", 8).nfe == 7
 
 
-def test_a_figure_is_of_exactly_the_cell(ladder: Ladder) -> None:
-    assert cells.figure(ladder, Cell("ddim", 4)) == figures(ladder.report)["ddim"][4]
-    assert cells.figure(ladder, Cell("distilled", 4)) == figures(ladder.report)["distilled"][4]
+def test_a_figure_is_of_exactly_the_cell(ladder: ShownLadder) -> None:
+    assert cells.figure(ladder, Cell("ddim", 4)) == by_sampler(ladder.report)["ddim"][4]
+    assert cells.figure(ladder, Cell("distilled", 4)) == by_sampler(ladder.report)["distilled"][4]
     assert cells.figure(ladder, Cell("ddim", 4, clip=False)) is None
-    best = figures(ladder.report)["ancestral"][4].card.sampler["nu"]
+    best = by_sampler(ladder.report)["ancestral"][4].card.sampler["nu"]
     assert cells.figure(ladder, Cell("ancestral", 4, nu=best)) is not None
     assert cells.figure(ladder, Cell("ancestral", 4, nu=0.5)) is None
 
 
-def test_compare_draws_what_is_missing_and_then_shows_it(shelf: Shelf, ladder: Ladder, show: Any) -> None:
+def test_compare_draws_what_is_missing_and_then_shows_it(shelf: Shelf, ladder: ShownLadder, show: Any) -> None:
     what = Comparison.of(ladder, {"rows": ["distilled", "heun"], "steps": [8, 4], "left": "heun"})
     before = compare.view(shelf, ladder, what)
     assert before[0].count("not drawn yet") == 2
@@ -143,16 +145,16 @@ def test_compare_draws_what_is_missing_and_then_shows_it(shelf: Shelf, ladder: L
     assert ">7<" in table
 
 
-def test_compare_of_nothing_says_so(shelf: Shelf, ladder: Ladder) -> None:
+def test_compare_of_nothing_says_so(shelf: Shelf, ladder: ShownLadder) -> None:
     assert "Choose" in compare.view(shelf, ladder, Comparison.of(ladder, {"rows": []}))[0]
 
 
-def test_the_curve_its_table_and_its_csv_are_the_report(ladder: Ladder) -> None:
-    choice = curve.Choice.of(ladder, {})
+def test_the_curve_its_table_and_its_csv_are_the_report(ladder: ShownLadder) -> None:
+    choice = curve.CurveChoice.of(ladder, {})
     assert (choice.metric, choice.n) == ("FD-pixels", 100)
     rows = curve.chosen(ladder, choice)
     measured = {key: row.value for key, row in rows.items()}
-    for kind, column in figures(ladder.report).items():
+    for kind, column in by_sampler(ladder.report).items():
         for row in column.values():
             assert measured[f"{kind}-{row.card.nfe}"] == row.value
     plot, table, card, _ = curve.view(ladder, choice)
@@ -166,37 +168,37 @@ def test_the_curve_its_table_and_its_csv_are_the_report(ladder: Ladder) -> None:
     assert "distilled,,0,4,4,FD-pixels" in "\n".join(lines)
 
 
-def test_figures_of_other_cards_are_not_mixed(ladder: Ladder) -> None:
+def test_figures_of_other_cards_are_not_mixed(ladder: ShownLadder) -> None:
     assert curve.options(ladder) == {"FD-pixels": [70, 100], "KD-pixels": [100]}
-    searched = curve.chosen(ladder, curve.Choice.of(ladder, {"metric": "FD-pixels", "n": 70}))
+    searched = curve.chosen(ladder, curve.CurveChoice.of(ladder, {"metric": "FD-pixels", "n": 70}))
     assert {row.card.n for row in searched.values()} == {70}
     assert {row.card.sampler["name"] for row in searched.values()} == {"ancestral"}
 
 
-def test_a_card_opens(ladder: Ladder) -> None:
-    choice = curve.Choice.of(ladder, {})
+def test_a_card_opens(ladder: ShownLadder) -> None:
+    choice = curve.CurveChoice.of(ladder, {})
     text = curve.card(curve.chosen(ladder, choice), "distilled-4")
     for part in ("100, seed 0", "1,797 images", "uint8, to nearest", "4 steps"):
         assert part in text
     assert "Press a point" in curve.card(curve.chosen(ladder, choice), "nonsense-4")
 
 
-def test_a_run_without_a_report_says_how_to_measure(run: Ladder) -> None:
-    assert "pdlab evaluate" in curve.view(run, curve.Choice.of(run, {}))[0]
+def test_a_run_without_a_report_says_how_to_measure(run: ShownLadder) -> None:
+    assert "pdlab evaluate" in curve.view(run, curve.CurveChoice.of(run, {}))[0]
 
 
-def test_the_curve_s_python_prints_its_figures(ladder: Ladder, capsys: pytest.CaptureFixture[str]) -> None:
-    choice = curve.Choice.of(ladder, {})
+def test_the_curve_s_python_prints_its_figures(ladder: ShownLadder, capsys: pytest.CaptureFixture[str]) -> None:
+    choice = curve.CurveChoice.of(ladder, {})
     run_code(curve.code(ladder, choice))
     lines = capsys.readouterr().out.splitlines()
-    value = figures(ladder.report)["distilled"][4].value
+    value = by_sampler(ladder.report)["distilled"][4].value
     assert any(line.startswith("distilled ddim 4 ") and line.endswith(str(value)) for line in lines)
 
 
 def test_lineage_adds_up_and_its_python_prints_it(
-    shelf: Shelf, ladder: Ladder, capsys: pytest.CaptureFixture[str]
+    shelf: Shelf, ladder: ShownLadder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    choice = lineage.Choice.of(ladder, {"noise": 5})
+    choice = lineage.NoiseChoice.of(ladder, {"noise": 5})
     images = lineage.trail(shelf, ladder, choice)
     assert list(images) == [8, 4, 2, 1]
     assert torch.equal(images[8], ladder.samples["ddim", 8, 0.0][4])
@@ -213,8 +215,8 @@ def test_lineage_adds_up_and_its_python_prints_it(
         assert f"{127.5 * float(length):.2f}" in bars
 
 
-def test_lineage_of_a_run_is_drawn_live(shelf: Shelf, run: Ladder, show: Any, capsys: Any) -> None:
-    choice = lineage.Choice.of(run, {"noise": 20})
+def test_lineage_of_a_run_is_drawn_live(shelf: Shelf, run: ShownLadder, show: Any, capsys: Any) -> None:
+    choice = lineage.NoiseChoice.of(run, {"noise": 20})
     assert "Nothing is precomputed" in lineage.view(shelf, run, choice)[0]
     lineage.nearest(shelf, run, choice, show)
     assert "press Draw live" in show[-1][0]
@@ -230,8 +232,8 @@ def test_lineage_of_a_run_is_drawn_live(shelf: Shelf, run: Ladder, show: Any, ca
     assert printed == [f"{name} {127.5 * float(length)}" for name, length in found.lengths.items()]
 
 
-def test_the_nearest_training_image_is_the_nearest(shelf: Shelf, ladder: Ladder, show: Any) -> None:
-    lineage.nearest(shelf, ladder, lineage.Choice.of(ladder, {"noise": 3}), show)
+def test_the_nearest_training_image_is_the_nearest(shelf: Shelf, ladder: ShownLadder, show: Any) -> None:
+    lineage.nearest(shelf, ladder, lineage.NoiseChoice.of(ladder, {"noise": 3}), show)
     text, picture = show[-1]
     assert "1,797 images of digits" in text
     source = ladder.images()
@@ -253,7 +255,7 @@ def test_the_nearest_training_image_is_the_nearest(shelf: Shelf, ladder: Ladder,
 @pytest.mark.parametrize("kind", ["shipped", "run"])
 def test_the_bench_draws_what_its_python_draws(shelf: Shelf, kind: str, given: dict[str, Any], show: Any) -> None:
     ladder = shelf.ladder(kind)
-    what = bench.Run.of(ladder, given)
+    what = bench.Sampling.of(ladder, given)
     bench.work(shelf, ladder, what, show)
     assert len(show) == 1 + what.steps
     text, pictures, table = show[-1]
@@ -264,21 +266,21 @@ def test_the_bench_draws_what_its_python_draws(shelf: Shelf, kind: str, given: d
     assert html.picture(images, "x").split('"')[3] in pictures
 
 
-def test_the_film_strip_stays_short(show: Any, shelf: Shelf, ladder: Ladder) -> None:
-    bench.work(shelf, ladder, bench.Run.of(ladder, {"model": "teacher", "steps": 40, "images": 1}), show)
+def test_the_film_strip_stays_short(show: Any, shelf: Shelf, ladder: ShownLadder) -> None:
+    bench.work(shelf, ladder, bench.Sampling.of(ladder, {"model": "teacher", "steps": 40, "images": 1}), show)
     alts = Reader(show[-1][1]).alts
     assert len(alts) == 13
     assert alts[1] == "x̂ of step 1"
     assert alts[-1] == "x̂ of step 40"
 
 
-def test_a_student_out_of_its_element_is_warned_of(ladder: Ladder) -> None:
-    assert bench.warning(bench.Run.of(ladder, {"model": "4"})) == ""
-    assert "distilled for 4 steps" in bench.warning(bench.Run.of(ladder, {"model": "4", "steps": 8}))
+def test_a_student_out_of_its_element_is_warned_of(ladder: ShownLadder) -> None:
+    assert bench.warning(bench.Sampling.of(ladder, {"model": "4"})) == ""
+    assert "distilled for 4 steps" in bench.warning(bench.Sampling.of(ladder, {"model": "4", "steps": 8}))
 
 
-def test_the_bias_of_few_samples_falls_with_n(shelf: Shelf, run: Ladder, show: Any) -> None:
-    choice = metrics.Choice.of({"n": 256})
+def test_the_bias_of_few_samples_falls_with_n(shelf: Shelf, run: ShownLadder, show: Any) -> None:
+    choice = metrics.FeatureChoice.of({"n": 256})
     metrics.work(shelf, run, choice, show)
     text, charts = show[-1]
     Reader(charts)
@@ -291,8 +293,10 @@ def test_the_bias_of_few_samples_falls_with_n(shelf: Shelf, run: Ladder, show: A
     assert shelf.features.size == before
 
 
-def test_the_stored_bias_is_what_is_measured_live(shelf: Shelf, ladder: Ladder, run: Ladder, show: Any) -> None:
-    choice = metrics.Choice.of({"n": 128})
+def test_the_stored_bias_is_what_is_measured_live(
+    shelf: Shelf, ladder: ShownLadder, run: ShownLadder, show: Any
+) -> None:
+    choice = metrics.FeatureChoice.of({"n": 128})
     metrics.work(shelf, ladder, choice, show)
     live, stored = show[-1][1], metrics.stored(ladder, choice)
     assert stored == live.replace(html.source(True), html.source(False))
@@ -303,7 +307,7 @@ def test_the_stored_bias_is_what_is_measured_live(shelf: Shelf, ladder: Ladder, 
 @pytest.mark.parametrize("kind", ["shipped", "run"])
 def test_the_metrics_python_gives_the_last_point(shelf: Shelf, kind: str, show: Any, capsys: Any) -> None:
     ladder = shelf.ladder(kind)
-    choice = metrics.Choice.of({"n": 128})
+    choice = metrics.FeatureChoice.of({"n": 128})
     metrics.work(shelf, ladder, choice, show)
     run_code(metrics.code(ladder, choice))
     printed = capsys.readouterr().out.split()
@@ -311,7 +315,7 @@ def test_the_metrics_python_gives_the_last_point(shelf: Shelf, kind: str, show: 
     assert f"<td>{float(printed[1]):.4g}</td>" in show[-1][1]
 
 
-def test_every_metric_has_its_card(ladder: Ladder, run: Ladder) -> None:
+def test_every_metric_has_its_card(ladder: ShownLadder, run: ShownLadder) -> None:
     text = metrics.cards(ladder)
     Reader(text)
     assert "<summary>FD-pixels" in text

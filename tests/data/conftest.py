@@ -1,6 +1,6 @@
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -28,12 +28,10 @@ class Server:
     """A web server of one file, with the faults that real ones have."""
 
     content: bytes = b""
-    ranges: bool = True  # does it answer Range requests?
-    send_only: int | None = None  # bytes of an answer after which the connection breaks
+    broken: int = 0  # of the next so many answers half arrives
     status: int | None = None  # an error to answer with
-    shift: int = 0  # by how much a range answer is wrong
     address: str = ""
-    asked: list[str | None] = field(default_factory=list)  # the Range header of each request
+    asked: int = 0  # how often
 
 
 @pytest.fixture
@@ -42,29 +40,16 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked = self.headers.get("Range")
-            state.asked.append(asked)
+            state.asked += 1
             if state.status:
                 self.send_error(state.status)
                 return
-            body, total = state.content, len(state.content)
-            if asked and state.ranges:
-                start = int(asked.removeprefix("bytes=").removesuffix("-"))
-                if start >= total:
-                    self.send_response(416)
-                    self.send_header("Content-Range", f"bytes */{total}")
-                    self.send_header("Content-Length", "0")
-                    self.end_headers()
-                    return
-                start += state.shift
-                body = body[start:]
-                self.send_response(206)
-                self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
-            else:
-                self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
+            half = len(state.content) // 2 if state.broken else None
+            state.broken = max(0, state.broken - 1)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(state.content)))
             self.end_headers()
-            self.wfile.write(body[: state.send_only])
+            self.wfile.write(state.content[:half])
 
         def log_message(self, *_: object) -> None:
             pass

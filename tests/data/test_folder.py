@@ -74,6 +74,23 @@ def test_shrinking_averages(root: Path) -> None:
     assert (one(root, Image.fromarray(stripes), 8) == 100).all()
 
 
+def test_bilinear_is_antialiased_as_the_authors_resized_lsun(root: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+    box = one(root, Image.fromarray(pixels), 16)
+    source = load("folder", root=root, size=16, resize="bilinear")
+    assert isinstance(source, ImageSource)
+    planes = torch.from_numpy(pixels.transpose(2, 0, 1).copy()).double()[None]
+    expected = torch.nn.functional.interpolate(planes, (16, 16), mode="bilinear", antialias=True)[0]
+    assert (source.images[0] - expected).abs().max() <= 1  # Pillow rounds between rows and columns
+    assert (box - expected).abs().max() > 10
+
+
+def test_an_unknown_resize_is_refused(root: Path) -> None:
+    paint(root / "a.png", "red")
+    with pytest.raises(PdlabError, match="choose one of box, bilinear"):
+        load("folder", root=root, size=4, resize="nearest")
+
+
 def test_an_image_of_the_size_asked_for_is_not_altered(root: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     assert torch.equal(one(root, Image.fromarray(pixels), 16), torch.from_numpy(pixels.transpose(2, 0, 1).copy()))

@@ -89,7 +89,9 @@ def test_every_sampler_guides(sampler: str) -> None:
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
     got = sample(inner.denoiser(), noise(), 5, sampler, labels=labels, guidance=1.5, **options)
     options = {"generator": torch.Generator().manual_seed(1)} if sampler == "ancestral" else {}
-    expected = sample(Denoiser(Guided(), "x", bounded=False), noise(), 5, sampler, labels=labels, **options)
+    expected = sample(
+        Denoiser(Guided(), "x", bounded=False, num_classes=3), noise(), 5, sampler, labels=labels, **options
+    )
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
 
 

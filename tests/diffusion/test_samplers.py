@@ -212,7 +212,7 @@ def test_labels_reach_the_network() -> None:
             return z * 0 + per_example(labels.to(z.dtype), z)
 
     labels = torch.tensor([0, 1, -1, 0])
-    out = sample(Denoiser(Labelled(), "x"), noise(), 3, labels=labels)
+    out = sample(Denoiser(Labelled(), "x", num_classes=10), noise(), 3, labels=labels)
     torch.testing.assert_close(out[:, 0, 0, 0], labels.double())
 
 

@@ -13,11 +13,12 @@ from pdlab.diffusion.denoiser import Denoiser
 from pdlab.diffusion.mixture import GaussianMixture
 from pdlab.diffusion.samplers import sample
 from pdlab.distillation.guided import GUIDED, GuidedObjective, guided_student
-from pdlab.distillation.rounds import HalvingObjective, Ladder, distill
+from pdlab.distillation.rounds import Ladder, RoundObjective, distill
 from pdlab.errors import PdlabError
 from pdlab.networks.mlp import MLP, MLPConfig
-from pdlab.training.checkpoint import conditioning, load
-from pdlab.training.loop import Stopped, fit
+from pdlab.networks.registry import conditioning
+from pdlab.training.checkpoint import load
+from pdlab.training.loop import Stopped, Upkeep, fit
 from pdlab.training.machine import Machine
 from pdlab.training.presets import Optimization, Preset, override, preset
 from pdlab.training.run import Run
@@ -128,7 +129,7 @@ def test_without_its_branch_a_guided_round_is_an_ordinary_one_bit_for_bit() -> N
     x, labels = Points().draw(64, torch.Generator().manual_seed(0))
     gradients = []
     for pupil in (ordinary, guided):
-        objective = HalvingObjective(pupil, torch.tensor(4), "truncated")
+        objective = RoundObjective(pupil, torch.tensor(4), "truncated")
         losses = objective(pupil, x, labels, torch.Generator().manual_seed(1))
         losses.mean().backward()
         gradients.append(
@@ -160,9 +161,9 @@ def test_a_whole_guided_ladder_ends_where_the_exact_guided_flow_does() -> None:
     truth, unguided = ends(perfect, 8), ends(perfect, 8, 0 * weights)
     compounded = ends(perfect, 8, (1 + weights) ** 2 - 1)
     assert distance(ends(student, 8), truth) < 0.02  # stage one: the same sampler, in one call a step
-    rounds = Ladder(student, "truncated", Points(), CPU)
+    rounds = Ladder(student, Points(), CPU)
     for steps in (4, 2, 1):
-        rounds.halve(steps, Optimization(updates=300, batch=256, lr=2e-3, anneal=True))
+        rounds.descend(steps, Optimization(updates=300, batch=256, lr=2e-3, anneal=True))
         rounds.promote()
         end = ends(rounds.student, steps)
         assert distance(end, truth) < 0.03
@@ -228,7 +229,7 @@ def test_an_interrupted_stage_one_goes_on_to_the_same_bits(tmp_path: Path, monke
 
                 monkeypatch.setattr(run, "save_state", save_and_stop)
                 with pytest.raises(Stopped):
-                    distill(teacher, digits, settings(), run, CPU, first=4, save_every=0)
+                    distill(teacher, digits, settings(), run, CPU, first=4, upkeep=Upkeep(save_every=0))
                 assert not (run.path / GUIDED).exists()
                 monkeypatch.undo()
             paths = distill(teacher, digits, settings(), run, CPU, first=4)
@@ -278,10 +279,10 @@ def test_a_moving_average_within_a_round_is_what_the_student_ends_as() -> None:
     teacher = denoiser(config)
     for parameter in teacher.network.parameters():
         nn.init.normal_(parameter, std=0.3)
-    rounds = Ladder(teacher, "truncated", Points(), CPU)
-    rounds.halve(4, plain)
+    rounds = Ladder(teacher, Points(), CPU)
+    rounds.descend(4, plain)
     last = {name: p.clone() for name, p in rounds.student.network.state_dict().items()}
-    trained = rounds.halve(4, dataclasses.replace(plain, ema=0.9))
+    trained = rounds.descend(4, dataclasses.replace(plain, ema=0.9))
     ended = rounds.student.network.state_dict()
     assert all(torch.equal(ended[name], trained.weights[name]) for name in ended)
     assert any(not torch.equal(ended[name], last[name]) for name in ended)

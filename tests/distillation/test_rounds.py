@@ -4,17 +4,18 @@ import dataclasses
 
 import pytest
 import torch
+from torch import Tensor
 
 from pdlab.data.source import Source
 from pdlab.diffusion.denoiser import Denoiser
 from pdlab.diffusion.mixture import GaussianMixture
 from pdlab.diffusion.samplers import sample
-from pdlab.distillation.rounds import HalvingObjective, Ladder, ladder, round_settings
+from pdlab.distillation.rounds import Ladder, RoundObjective, check_distillable, ladder, round_settings
 from pdlab.errors import PdlabError
 from pdlab.networks.mlp import MLP, MLPConfig
 from pdlab.training.loop import fit
 from pdlab.training.machine import Machine
-from pdlab.training.objective import DiffusionObjective, stratified_times
+from pdlab.training.objective import TIMES, DiffusionObjective, independent_times, stratified_times
 from pdlab.training.presets import Optimization
 
 
@@ -51,7 +52,31 @@ def test_times_are_uniform_and_stratified() -> None:
     assert t.max() <= 1
     assert (t.sort(1).values.diff() - 1 / 8).abs().max() < 1e-6  # one in every eighth
     assert abs(float(t.mean()) - 0.5) < 0.01
-    assert abs(float(t[:, 0].std()) - (1 / (8 * 12**0.5))) < 0.05
+    assert abs(float(t[:, 0].std()) - 1 / (8 * 12**0.5)) < 0.002
+
+
+def test_independent_times_are_uniform_and_know_nothing_of_one_another() -> None:
+    generator = torch.Generator().manual_seed(0)
+    t = torch.stack([independent_times(8, generator, torch.device("cpu")) for _ in range(20_000)])
+    assert t.min() > 0
+    assert t.max() <= 1
+    counts = torch.histc(t, 10, 0, 1) / t.numel()
+    assert (counts - 0.1).abs().max() < 5 * (0.09 / t.numel()) ** 0.5
+    assert (torch.corrcoef(t.T) - torch.eye(8)).abs().max() < 5 / len(t) ** 0.5
+    eighths = (t * 8).ceil()
+    assert 0 < (eighths.sort(1).values.diff() == 0).any(1).float().mean() < 1  # stratified: never
+
+
+@pytest.mark.parametrize("times", ["stratified", "independent"])
+def test_a_round_draws_its_times_as_its_settings_say(times: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    for name, draw in list(TIMES.items()):
+        monkeypatch.setitem(TIMES, name, lambda *args, n=name, d=draw: (drawn.append(n), d(*args))[1])
+    mixture = GaussianMixture(torch.tensor([[0.8, 0.3]]), torch.tensor([0.25]))
+    teacher = Denoiser(MLP(MLPConfig((2,), width=16, blocks=1)), "v", bounded=False)
+    rounds = Ladder(teacher, MixtureSource(mixture), Machine("cpu", "fp32"), weighting="snr+1")
+    rounds.descend(4, Optimization(updates=2, batch=8, lr=1e-3, times=times))  # type: ignore[arg-type]
+    assert drawn == [times] * 2
 
 
 def test_i_covers_the_grid_evenly() -> None:
@@ -64,7 +89,7 @@ def test_i_covers_the_grid_evenly() -> None:
 
     mixture = GaussianMixture(torch.tensor([[0.0, 0.0]]), torch.tensor([1.0]))
     spy = Spy(mixture, "x", bounded=False)
-    objective = HalvingObjective(mixture.denoiser(), torch.tensor(4), "truncated")
+    objective = RoundObjective(mixture.denoiser(), torch.tensor(4), "truncated")
     generator = torch.Generator().manual_seed(0)
     for _ in range(50):
         objective(spy, torch.zeros(64, 2), None, generator)
@@ -99,8 +124,8 @@ def halving() -> tuple[Denoiser, Denoiser, GaussianMixture]:
     teacher = Denoiser(network, "v", bounded=False)
     settings = Optimization(updates=1200, batch=256, lr=2e-3, anneal=True)
     fit(teacher, DiffusionObjective("truncated"), source, settings, machine)
-    rounds = Ladder(teacher, "truncated", source, machine)
-    rounds.halve(2, dataclasses.replace(settings, updates=600))
+    rounds = Ladder(teacher, source, machine)
+    rounds.descend(2, dataclasses.replace(settings, updates=600))
     return teacher, rounds.student, mixture
 
 
@@ -130,39 +155,38 @@ def test_a_round_starts_as_its_teacher_and_leaves_it_alone() -> None:
     torch.manual_seed(0)
     teacher = Denoiser(MLP(MLPConfig((2,), width=16, blocks=1, dropout=0.5)), "v", bounded=False)
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
-    rounds = Ladder(teacher, "snr+1", MixtureSource(mixture), Machine("cpu", "fp32"))
-    rounds.halve(4, Optimization(updates=1, batch=8, lr=1e-30))
+    rounds = Ladder(teacher, MixtureSource(mixture), Machine("cpu", "fp32"), weighting="snr+1")
+    rounds.descend(4, Optimization(updates=1, batch=8, lr=1e-30))
     for (name, a), b in zip(teacher.state_dict().items(), rounds.student.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, msg=name)
-    rounds.halve(4, Optimization(updates=3, batch=8, lr=1e-2))
+    rounds.descend(4, Optimization(updates=3, batch=8, lr=1e-2))
     assert all(torch.equal(before[k], v) for k, v in teacher.state_dict().items())
     assert all(torch.equal(before[k], v) for k, v in rounds.teacher.state_dict().items())
     assert rounds.student.steps == 4
-    assert not any(m.p for m in rounds.student.modules() if isinstance(m, torch.nn.Dropout))
+
+
+def test_a_students_training_has_no_dropout_whatever_its_network_is_made_of() -> None:
+    class Drops(torch.nn.Module):
+        """Dropout that no module of it tells of."""
+
+        def __init__(self, share: float) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.share, self.inner = share, torch.nn.Linear(2, 2)
+
+        def forward(self, z: Tensor, logsnr: Tensor) -> Tensor:
+            return torch.nn.functional.dropout(self.inner(z), self.share, self.training)
+
+    source = MixtureSource(GaussianMixture(torch.tensor([[0.8, 0.3]]), torch.tensor([0.25])))
+    made = []
+    for share in (0.0, 0.9):
+        rounds = Ladder(Denoiser(Drops(share), "v", bounded=False), source, Machine("cpu", "fp32"))
+        rounds.descend(4, Optimization(updates=3, batch=8, lr=1e-2))
+        made.append(rounds.student.state_dict())
+    assert all(torch.equal(made[0][name], value) for name, value in made[1].items())
 
 
 def test_eps_networks_are_not_distilled() -> None:
     teacher = Denoiser(MLP(MLPConfig((2,), width=16, blocks=1)), "eps", bounded=False)
-    source = MixtureSource(GaussianMixture(torch.zeros(1, 2), torch.ones(1)))
     with pytest.raises(PdlabError, match="output x, v or both"):
-        Ladder(teacher, "snr", source, Machine("cpu", "fp32"))
-
-
-def test_rounds_do_not_recompile(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The step count is a tensor and both networks stay: what the first round compiled serves the others."""
-    from torch._dynamo.utils import counters
-
-    compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda module: compile_(module, backend="eager"))
-    torch._dynamo.reset()
-    mixture = GaussianMixture(torch.tensor([[0.8, 0.3]]), torch.tensor([0.25]))
-    teacher = Denoiser(MLP(MLPConfig((2,), width=16, blocks=1)), "v", bounded=False)
-    rounds = Ladder(teacher, "truncated", MixtureSource(mixture), Machine("cpu", "fp32", compile=True))
-    settings, graphs = Optimization(updates=2, batch=8, lr=1e-3), []
-    for steps in (8, 4, 2, 1):
-        rounds.halve(steps, settings)
-        rounds.promote()
-        graphs.append(counters["stats"]["unique_graphs"])
-    assert graphs[0] >= 2  # the student's and the teacher's
-    assert graphs == [graphs[0]] * 4
-    torch._dynamo.reset()
+        check_distillable(teacher)

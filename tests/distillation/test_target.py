@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pdlab.diffusion.denoiser import Denoiser
-from pdlab.diffusion.samplers import ddim_step
+from pdlab.diffusion.samplers import ddim_step, sample
 from pdlab.diffusion.schedule import CosineSchedule, per_example
 from pdlab.distillation.target import student_target
 from tests.diffusion.test_mixture import mixture
@@ -97,10 +97,11 @@ def test_the_last_step_takes_the_second_prediction_and_the_others_do_not() -> No
     teacher = mixture().denoiser(BOUNDED)
     i, z = grid(4, torch.float64)
     target = student_target(teacher, z, i, 4)
-    torch.testing.assert_close(target.prediction.x[0], target.second.x[0], rtol=1e-12, atol=0)
-    assert ((target.prediction.x - target.second.x)[1:].norm(dim=1) > 1e-3).all()
+    torch.testing.assert_close(target.prediction.x[0], target.teacher[1].x[0], rtol=1e-12, atol=0)
+    assert ((target.prediction.x - target.teacher[1].x)[1:].norm(dim=1) > 1e-3).all()
     # and it lies between the two, nearer to the second
-    towards = (target.prediction.x - target.first.x).norm(dim=1) / (target.second.x - target.first.x).norm(dim=1)
+    first, second = target.teacher
+    towards = (target.prediction.x - first.x).norm(dim=1) / (second.x - first.x).norm(dim=1)
     assert ((towards > 0.5) & (towards <= 1 + 1e-9)).all()
 
 
@@ -113,7 +114,7 @@ def test_a_swapped_midpoint_or_the_second_prediction_would_miss() -> None:
     t, s, mid = (per_example(v, z) for v in (i / steps, (i - 1) / steps, (i - 0.5) / steps))
     from pdlab.diffusion.prediction import from_x
 
-    second = student_target(teacher, z, i, steps).second.x
+    second = student_target(teacher, z, i, steps).teacher[1].x
     landed = ddim_step(BOUNDED, z, t, s, from_x(z, BOUNDED.alpha(t), BOUNDED.sigma(t), second))
     assert ((landed - two).norm(dim=1) > 1e-3).all()
     z_end = ddim_step(BOUNDED, z, t, s, teacher(z, i / steps))  # t' and t'' swapped
@@ -133,3 +134,31 @@ def test_teacher_is_not_clipped_and_gets_no_gradient() -> None:
     target = student_target(Denoiser(Far(), "x"), torch.randn(4, 2), torch.tensor([1.0, 2, 3, 4]), 4)
     torch.testing.assert_close(target.prediction.x, torch.full((4, 2), 3.0))
     assert not target.prediction.x.requires_grad
+
+
+@pytest.mark.parametrize("schedule", [BOUNDED, UNBOUNDED])
+@pytest.mark.parametrize("hops", [2, 3, 4, 8])
+def test_a_step_of_many_hops_lands_where_the_teachers_steps_do(schedule: CosineSchedule, hops: int) -> None:
+    """Against as many plain DDIM steps of the teacher, at every time of a grid of 4 steps, in float32 too."""
+    teacher, steps = mixture().denoiser(schedule), 4
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
+        i = torch.arange(1, steps + 1, dtype=dtype)
+        z = torch.randn(steps, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+        target = student_target(teacher, z, i, steps, hops=hops)
+        assert len(target.teacher) == hops
+        here = z
+        for k in range(hops):
+            t, s = ((i - j / hops) / steps for j in (k, k + 1))
+            prediction = teacher(here, t)
+            tb, sb = per_example(t, z), per_example(s, z)
+            here = torch.where(sb == 0, prediction.x, ddim_step(schedule, here, tb, sb, prediction))
+        t, s = per_example(i / steps, z), per_example((i - 1) / steps, z)
+        landed = torch.where(s == 0, target.prediction.x, ddim_step(schedule, z, t, s, target.prediction))
+        assert (landed - here).norm(dim=1).max() < tolerance * 10
+
+
+def test_one_step_of_all_hops_teaches_what_the_sampler_draws() -> None:
+    teacher = mixture().denoiser()
+    z = torch.randn(8, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    target = student_target(teacher, z, torch.ones(8, dtype=torch.float64), 1, hops=8)
+    torch.testing.assert_close(target.prediction.x, sample(teacher, z, 8))

@@ -10,14 +10,14 @@ import hashlib
 import io
 import os
 import signal
+import socket
 import stat
 import sys
 import time
-import urllib.error
-import urllib.request
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import sklearn.datasets
@@ -30,6 +30,7 @@ MOST_WORK = 10  # seconds of the processor, which do not depend on who else uses
 HANGS = 120  # seconds of the clock: it waits for something that will never come
 COMMAND = typer.main.get_command(cli.app)  # as every call of `pdlab` would make it anew
 _DIGITS = functools.cache(sklearn.datasets.load_digits)
+_ADDRESSES = socket.getaddrinfo
 
 
 class Outcome:
@@ -55,7 +56,8 @@ def attempt(args: list[str], folder: Path) -> Outcome:
         mock.patch.object(os, "fsync"),  # no power fails here, and it takes most of the time
         mock.patch.object(typer.main, "get_command", return_value=COMMAND),
         mock.patch.object(sklearn.datasets, "load_digits", _DIGITS),
-        mock.patch.object(urllib.request, "urlopen", side_effect=urllib.error.URLError("unplugged")),
+        mock.patch.object(socket, "getaddrinfo", _unplugged),
+        mock.patch("pdlab.data.download.RETRIES", 0),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         _bounded(args),
@@ -108,6 +110,12 @@ def _hash(path: str, status: os.stat_result) -> str:
     if time.time_ns() - status.st_ctime_ns > 10**9:  # else the next change may bear the same time
         _hashes[path] = version, digest
     return digest
+
+
+def _unplugged(host: str, *args: Any, **options: Any) -> Any:
+    if host not in ("localhost", "127.0.0.1"):
+        raise socket.gaierror(socket.EAI_NONAME, "unplugged")
+    return _ADDRESSES(host, *args, **options)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pdlab import data, files, zoo
 from pdlab.training.log import Log
-from pdlab.training.loop import Stopped
+from pdlab.training.loop import Stopped, Upkeep
 from pdlab.training.machine import Machine
 from pdlab.training.objective import DiffusionObjective
 from pdlab.training.presets import override, preset
@@ -68,7 +68,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr("pdlab.training.teacher.DiffusionObjective", lambda *_: stop)
         made = override(preset("digits"), {**TINY, "teacher.updates": "3"})
         with pytest.raises(Stopped):
-            train(made, data.load("digits"), run, Machine("cpu", "fp32"), log=log, save_every=0)
+            train(made, data.load("digits"), run, Machine("cpu", "fp32"), log=log, upkeep=Upkeep(save_every=0))
     return path
 
 

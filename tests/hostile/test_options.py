@@ -22,7 +22,7 @@ from pdlab.networks.unet import UNetConfig
 from pdlab.report import _fields
 from pdlab.training.presets import Preset, preset
 from pdlab.zoo import build, recipe
-from pdlab.zoo.recipe import Recipe
+from pdlab.zoo.recipe import LadderRecipe
 from tests.hostile.harness import COMMAND, Outcome, attempt
 from tests.hostile.test_mutations import OPTIONS, many
 from tests.zoo.conftest import SMALL, build_digits
@@ -33,7 +33,17 @@ LARGE = [str(10**k) for k in (10, 12, 18, 30)] + [str(2**63), str(2**70), "9" * 
 TEXTS = ["", "x", "[/b]", "../..", "a=b", "\x1b[2J", "\udcff", "é" * 200, "a" * 5000, "x\ny", "%s{0}", "-", "none"]
 NAMES = ["toy", "cifar10", "cifar10-gpu", "imagenet64", "digits", "eps", "both", "snr", "3", "digits,3"]
 INSIDE = ["folder", "file", "pipe", "loop", "socket", "file/below", "none", "[/b]", "\udcff.npz", "x" * 300, "a\nb"]
-INSIDE += ["new.json", "new.npz", "new.png", "pipe/x.json", "folder.json", "link.json", "ladder", "ladder-run"]
+INSIDE += [
+    "wrong.py",
+    "new.json",
+    "new.npz",
+    "new.png",
+    "pipe/x.json",
+    "folder.json",
+    "link.json",
+    "ladder",
+    "ladder-run",
+]
 INSIDE += ["ladder:2", f"ladder:{2**70}", "ladder:-1", "ladder/teacher", "ladder/student-0001"]
 OUTSIDE = ["/dev/null", "/dev/full", "/dev/zero", "/proc/self/mem", "/proc/none", "~nosuch/x", "", ".", "x" * 5000]
 OUTSIDE += ["/proc/x.json", "/dev/null/x.json"]
@@ -78,7 +88,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "run").rename(home / "ladder-run")
     for name in ("folder", "folder.json"):
         (home / name).mkdir()
-    (home / "file").write_text("x")
+    for name in ("file", "wrong.py"):
+        (home / name).write_text("x")
     os.mkfifo(home / "pipe")
     (home / "loop").symlink_to("loop")
     (home / "link.json").symlink_to("file")
@@ -100,7 +111,7 @@ def values(option: Any, home: Path) -> list[str]:
     if kind in (int, float):
         bounds = [option.min, option.min and option.min - 1, option.max and option.max + 1]
         return NUMBERS + LARGE + [str(bound) for bound in bounds if bound is not None]
-    if kind is Path or option.name.startswith("checkpoint") or option.name == "grow_from":
+    if kind in (Path, list[Path]) or option.name.startswith("checkpoint") or option.name == "grow_from":
         return [str(home / name) for name in INSIDE] + OUTSIDE + TEXTS
     return TEXTS + NUMBERS + NAMES
 
@@ -158,7 +169,7 @@ def little_work() -> Iterator[None]:
         patch.setattr(bench, "preset", small)
         patch.setattr(bench, "compare", once)
         patch.setattr(quickstart, "quickstart", partial(quickstart.quickstart, settings=SMALL, n=100))
-        patch.setattr(recipe, "_RECIPES", {"digits": Recipe(n=65, ddim=2, others=1, nus=(), pool=16)})
+        patch.setattr(recipe, "_RECIPES", {"digits": LadderRecipe(n=65, ddim=2, others=1, nus=(), pool=16)})
         patch.setattr(build, "build", partial(build.build, seconds=0.01))
         patch.setattr(build, "matrix_rate", lambda _: 1e9)
         patch.setattr(gradio.Blocks, "block_thread", lambda app: app.close(verbose=False))  # as Ctrl-C does

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pdlab.diffusion.prediction import output_channels
 from pdlab.errors import PdlabError
+from pdlab.networks.final import FinalConv2d
 from pdlab.networks.unet import AttentionBlock, ResidualBlock, UNet, UNetConfig
 from pdlab.training.presets import preset
 
@@ -19,7 +20,7 @@ def network_of(name: str) -> UNetConfig:
     """The network that a preset trains."""
     settings = preset(name)
     assert isinstance(settings.network, UNetConfig)
-    return replace(settings.network, out_channels=output_channels(settings.output, settings.network.in_channels))
+    return replace(settings.network, out_multiple=output_channels(settings.output, 1))
 
 
 CIFAR10, IMAGENET64, LSUN128 = (network_of(name) for name in ("cifar10-paper", "imagenet64", "lsun128"))
@@ -191,7 +192,7 @@ def test_the_output_depends_on_the_noise_level_and_is_finite_at_its_ends():
 def test_patches_are_channels_of_a_smaller_image():
     """A network of patches is the plain one of 4 times the channels, between space-to-depth and back."""
     patched = awake(replace(TINY, image_size=16, patch=2))
-    plain = awake(replace(TINY, in_channels=12, out_channels=12))
+    plain = awake(replace(TINY, in_channels=12))
     plain.load_state_dict(patched.state_dict())
     z, logsnr = inputs(patched.config)
     # channel c * 4 + 2 * i + j of the small image is pixel (i, j) of its patch
@@ -282,3 +283,21 @@ def test_guidance_is_asked_for_and_refused_by_name():
         UNet(config)(z, logsnr, labels, torch.ones(3))
     with pytest.raises(PdlabError, match="takes guidance"):
         UNet(replace(config, guidance_max=4.0))(z, logsnr, labels)
+
+
+def test_the_last_convolution_is_a_product_of_matrices_where_cudnn_would_round_it():
+    torch.manual_seed(0)
+    conv = FinalConv2d(5, 2)
+    torch.nn.init.normal_(conv.bias)
+    x = torch.randn(3, 5, 6, 4, requires_grad=True)
+    loss = torch.randn(3, 2, 6, 4)
+    found = [torch.autograd.grad((f(x) * loss).sum(), [x, *conv.parameters()]) for f in (conv, conv.by_product)]
+    torch.testing.assert_close(conv.by_product(x), conv(x))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    elsewhere = FinalConv2d(5, 2).to("meta")
+    with torch.profiler.profile() as profile:
+        assert elsewhere(x.to("meta")).shape == (3, 2, 6, 4)
+    names = {event.key for event in profile.key_averages()}
+    assert "aten::matmul" in names
+    assert not [name for name in names if "conv" in name]

@@ -10,7 +10,7 @@ from pdlab.data import ImageSource
 from pdlab.training.machine import Machine
 from pdlab.training.presets import override, preset
 from pdlab.zoo.build import build
-from pdlab.zoo.recipe import Recipe
+from pdlab.zoo.recipe import LadderRecipe
 
 SETTINGS = {
     "network.num_classes": "10",
@@ -26,7 +26,7 @@ SETTINGS = {
     "distill.batch": "64",
     "first_steps": "8",
 }
-RECIPE = Recipe(n=100, ddim=8, others=2, nus=(), nu_n=70, pool=16)
+RECIPE = LadderRecipe(n=100, ddim=8, others=2, nus=(), nu_n=70, pool=16)
 SHARES = ("frechet", "kernel", "agreement", "recall")
 
 

@@ -1,14 +1,10 @@
 """The lab's unbroken recipe is the library's method; each broken one departs from it where it says."""
 
-import math
-
 import pytest
 import torch
 
 from pdlab.diffusion.samplers import ddim_step, sample
-from pdlab.diffusion.schedule import CosineSchedule
 from pdlab.distillation.rounds import Ladder
-from pdlab.distillation.target import student_target
 from pdlab.teaching import lab
 from pdlab.training.machine import Machine
 from pdlab.training.presets import Optimization
@@ -44,24 +40,6 @@ def test_a_new_guided_student_takes_a_class_and_a_weight() -> None:
     assert all(torch.equal(again[name], value) for name, value in student.network.state_dict().items())
 
 
-@pytest.mark.parametrize("schedule", [CosineSchedule(), CosineSchedule(-math.inf, math.inf)])
-def test_two_hops_are_the_students_target(schedule: CosineSchedule) -> None:
-    """The published quotient against the library's weighted mean, on every time of the grid."""
-    teacher = lab.mixture().denoiser(schedule)
-    z = torch.randn(8, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    i = torch.arange(1, 9)
-    ours = lab.hops_target(teacher, z, i / 8.0, 1 / 8, hops=2)
-    torch.testing.assert_close(ours, student_target(teacher, z, i, 8).prediction.x, rtol=1e-6, atol=1e-6)
-
-
-def test_many_hops_are_a_run_of_the_sampler() -> None:
-    """A jump from t = 1 to 0 in 8 hops must teach what the teacher draws in 8 steps."""
-    teacher = lab.mixture().denoiser()
-    z = torch.randn(8, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    target = lab.hops_target(teacher, z, torch.ones(8, dtype=torch.float64), 1.0, hops=8)
-    torch.testing.assert_close(target, sample(teacher, z, 8))
-
-
 def test_swapped_visits_the_end_first() -> None:
     teacher, z = lab.mixture().denoiser(), torch.randn(4, 2, dtype=torch.float64)
     t, mid, end = (torch.tensor(v, dtype=torch.float64) for v in (0.75, 0.625, 0.5))
@@ -69,16 +47,25 @@ def test_swapped_visits_the_end_first() -> None:
     back = ddim_step(teacher.schedule, at_end, end, mid, teacher(at_end, end))
     ratio = teacher.schedule.sigma(end) / teacher.schedule.sigma(t)
     by_hand = (back - ratio * z) / (teacher.schedule.alpha(end) - ratio * teacher.schedule.alpha(t))
-    got = lab.hops_target(teacher, z, t.expand(4), 0.25, hops=2, swapped=True)
-    torch.testing.assert_close(got, by_hand)
+    objective = lab.SwappedObjective(teacher, torch.tensor(4), "truncated")
+    got = objective.target(z, [time.expand(4) for time in (t, mid, end)], None, None)
+    torch.testing.assert_close(got.x, by_hand)
+
+
+def test_off_the_grid_times_are_anywhere_and_end_at_zero() -> None:
+    objective = lab.OffGridObjective(lab.mixture().denoiser(), torch.tensor(4), "truncated")
+    start, mid, end = objective.times(1000, torch.Generator().manual_seed(0), torch.device("cpu"))
+    assert len(start.unique()) == 1000
+    torch.testing.assert_close(end, (start - 0.25).clamp(min=0))
+    torch.testing.assert_close(mid, (start + end) / 2)
 
 
 def test_the_unbroken_recipe_is_the_library_s_ladder() -> None:
     teacher = lab.train_teacher(updates=5)
     ours = lab.distil(lab.Recipe(), teacher, source(), SETTINGS, first=4)
-    rounds = Ladder(teacher, "truncated", source(), Machine("cpu", "fp32"))
+    rounds = Ladder(teacher, source(), Machine("cpu", "fp32"))
     for steps, updates in ((2, 8), (1, 8)):
-        rounds.halve(steps, Optimization(updates=updates, batch=32, lr=1e-3, anneal=True))
+        rounds.descend(steps, Optimization(updates=updates, batch=32, lr=1e-3, anneal=True))
         for a, b in zip(ours[steps].network.parameters(), rounds.student.network.parameters(), strict=True):
             assert torch.equal(a, b)
         rounds.promote()

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from pdlab.diffusion.samplers import ddim, ddim_step
 from pdlab.distillation.ledger import ledger
+from pdlab.figures import charts
 from pdlab.teaching import plots
 from pdlab.teaching.lab import mixture, mixture_of_classes
 from pdlab.teaching.widgets import choice, explore, press, slider
@@ -25,7 +26,7 @@ def note(box: ipw.VBox) -> str:
 
 
 def figure_of(value: object) -> Figure:
-    return plots.curves({"a": {1: 1.0, 2: 2.0}}, "x", "y", title=str(value))
+    return charts.curves({"a": {1: 1.0, 2: 2.0}}, "x", "y", title=str(value))
 
 
 def test_explore_draws_at_once_and_at_every_move() -> None:
@@ -107,7 +108,7 @@ def two_dimensional() -> dict[str, Callable[[], Figure]]:
         "ledger_trail": lambda: plots.ledger_trail(book, 3, data),
         "clouds": lambda: plots.clouds({"a": z, "b": z, "c": z}),
         "curves": lambda: figure_of(1),
-        "spread": lambda: plots.spread({"a": [1.0, 2.0], "b": [1.5]}, "x"),
+        "spread": lambda: charts.spread({"a": [1.0, 2.0], "b": [1.5]}, "x"),
     }
 
 

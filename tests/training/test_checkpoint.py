@@ -1,6 +1,7 @@
 """Checkpoints: exact round trips, damage noticed, nothing half-written."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -9,17 +10,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from pdlab.diffusion.denoiser import Denoiser
 from pdlab.diffusion.schedule import CosineSchedule
 from pdlab.errors import PdlabError
 from pdlab.networks.mlp import MLPConfig
+from pdlab.networks.registry import build, conditioning
 from pdlab.networks.unet import UNetConfig
-from pdlab.training.checkpoint import build_network, load, save
+from pdlab.training.checkpoint import load, save, write_folder
 from pdlab.training.cost import Cost
-from pdlab.training.presets import preset
-from pdlab.training.teacher import settings_of
+from pdlab.training.presets import preset, to_dict
 from tests import sealed
 
 TINY_UNET = UNetConfig(
@@ -27,7 +29,7 @@ TINY_UNET = UNetConfig(
 )
 INFO = {
     "model": "distilled",
-    "preset": settings_of(preset("digits")),
+    "preset": to_dict(preset("digits")),
     "data": {"name": "digits", "split": "train", "shape": [1, 8, 8], "num_classes": 10, "digest": "a" * 64},
     "ema": True,
     "seed": 0,
@@ -41,7 +43,7 @@ TINY_MLP = MLPConfig((1, 8, 8), width=16, blocks=1, embedding_channels=8)
 def denoiser(config: UNetConfig | MLPConfig = TINY_MLP, output: str = "v", steps: int | None = None) -> Denoiser:
     torch.manual_seed(0)
     schedule = CosineSchedule(-math.inf, 18.0)
-    return Denoiser(build_network(config, output), output, schedule, steps=steps)
+    return Denoiser(build(config, output), output, schedule, steps=steps, **conditioning(config))
 
 
 @pytest.mark.parametrize("output", ["x", "both"])
@@ -128,9 +130,9 @@ DAMAGE = {
     "8 TB": (lambda f: os.truncate(f / "model.safetensors", 8 << 40), "has 8,796,093,022,208 bytes"),
     "unknown kind": (
         lambda f: edit(f, network={"kind": "gan"}),
-        "kind must be one of mlp, unet, not 'gan'",
+        "kind must be one of mlp, unet, own, not 'gan'",
     ),
-    "a kind that is a list": (lambda f: network(f, kind=[]), r"kind must be one of mlp, unet, not \[\]"),
+    "a kind that is a list": (lambda f: network(f, kind=[]), "must be an object with the kind of network"),
     "unknown output": (lambda f: edit(f, output="y"), "unknown output"),
 }
 
@@ -197,5 +199,26 @@ def test_a_path_that_is_a_file(tmp_path: Path) -> None:
 
 
 def test_dropout_is_only_in_training_networks() -> None:
-    assert build_network(TINY_MLP, "v", 0.3).config.dropout == 0.3
-    assert dataclasses.replace(TINY_MLP, dropout=0.3) != build_network(TINY_MLP, "v").config
+    assert build(TINY_MLP, "v", 0.3).config.dropout == 0.3
+    assert build(dataclasses.replace(TINY_MLP, dropout=0.3), "v").config.dropout == 0
+
+
+def test_weights_are_hashed_on_their_way_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is safetensors' own, byte for byte, and is not read again for its hash."""
+    tensors = {
+        "b/é": torch.randn(3, 4),
+        "a": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
+        "step": torch.tensor(2.0),
+        "none": torch.zeros(0, 2),
+        "half": torch.ones(3).half(),
+        "bf16": torch.ones(5).bfloat16(),
+        "n": torch.tensor(3),
+        "mask": torch.tensor([True]),
+    }
+    with monkeypatch.context() as patched:
+        patched.setattr("pdlab.files.open_regular", None)
+        digest = write_folder(tmp_path / "state", "state", tensors, {})
+    written = (tmp_path / "state" / "state.safetensors").read_bytes()
+    assert hashlib.sha256(written).hexdigest() == digest
+    safetensors.torch.save_file({n: t.contiguous() for n, t in tensors.items()}, tmp_path / "theirs")
+    assert written == (tmp_path / "theirs").read_bytes()

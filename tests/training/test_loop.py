@@ -2,10 +2,7 @@
 
 import dataclasses
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,9 +15,9 @@ from pdlab.errors import PdlabError
 from pdlab.training.checkpoint import load
 from pdlab.training.ema import EMA
 from pdlab.training.log import Log
-from pdlab.training.loop import Stopped, Trained, fit, lr_factor
+from pdlab.training.loop import Stopped, Trained, Upkeep, fit, lr_factor
 from pdlab.training.machine import Machine
-from pdlab.training.objective import DiffusionObjective
+from pdlab.training.objective import TIMES, DiffusionObjective
 from pdlab.training.presets import Optimization, override, preset
 from pdlab.training.run import Run
 from pdlab.training.teacher import new_denoiser, train
@@ -115,6 +112,16 @@ def test_a_damaged_state_falls_back_to_the_one_before(tmp_path: Path) -> None:
     assert equal(resumed.weights, run_fit(TINY.teacher).weights)
 
 
+def test_the_settings_say_how_the_average_begins() -> None:
+    settings = dataclasses.replace(TINY.teacher, updates=3, ema=0.9999)
+    begun = dict(fresh().network.named_parameters())
+    moved = [
+        max(float((trained.weights[name] - p.detach()).abs().max()) for name, p in begun.items())
+        for trained in (run_fit(dataclasses.replace(settings, ema_warmup=warmup)) for warmup in (True, False))
+    ]
+    assert moved[0] > 100 * moved[1] > 0  # one goes with the weights, the other stays where they began
+
+
 def test_nan_stops_the_run_with_the_update_and_a_hint(tmp_path: Path) -> None:
     class Poison(DiffusionObjective):
         def __init__(self) -> None:
@@ -125,8 +132,19 @@ def test_nan_stops_the_run_with_the_update_and_a_hint(tmp_path: Path) -> None:
             self.k += 1
             return super().__call__(*args) * (float("nan") if self.k == 6 else 1)
 
-    with Run(tmp_path) as run, pytest.raises(PdlabError, match=r"not finite at update 6 of teacher.*lower lr"):
-        fit(fresh(), Poison(), data.load("digits"), TINY.teacher, Machine("cpu", "fp32"), run=run, save_every=0)
+    with (
+        Run(tmp_path) as run,
+        pytest.raises(PdlabError, match=r"not finite at update 6 of teacher.*--skip-bad 1.*lower lr"),
+    ):
+        fit(
+            fresh(),
+            Poison(),
+            data.load("digits"),
+            TINY.teacher,
+            Machine("cpu", "fp32"),
+            run=run,
+            upkeep=Upkeep(save_every=0),
+        )
     assert run.load_state("teacher")[1]["updates"] == 5  # the last good one; no state is kept after it
 
 
@@ -135,7 +153,7 @@ def test_ruined_weights_are_not_kept(tmp_path: Path) -> None:
     settings = dataclasses.replace(TINY.teacher, updates=1, lr=1e39, warmup=0)
     with Run(tmp_path) as run:
         with pytest.raises(PdlabError, match="not finite after update 1"):
-            run_fit(settings, run=run, save_every=0)
+            run_fit(settings, run=run, upkeep=Upkeep(save_every=0))
         assert not run.load_state("teacher")[0]
 
 
@@ -157,7 +175,21 @@ def test_a_run_keeps_its_settings(tmp_path: Path) -> None:
     assert first.info["data"]["name"] == "digits"
     assert first.info["ema"] is True
     assert first.info["cost"]["images"] == 30 * 32
-    assert not list((tmp_path / "progress").glob("*")) if (tmp_path / "progress").exists() else True
+    # The state it ended in stays, for more updates.
+    assert [path.name for path in (tmp_path / "progress").iterdir()] == ["teacher-00000030"]
+
+
+@pytest.mark.parametrize("times", ["stratified", "independent"])
+def test_a_teacher_draws_its_times_as_its_settings_say(
+    times: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    for name, draw in list(TIMES.items()):
+        monkeypatch.setitem(TIMES, name, lambda *args, n=name, d=draw: (drawn.append(n), d(*args))[1])
+    settings = override(TINY, {"teacher.times": times, "teacher.updates": "2"})
+    with Run(tmp_path) as run:
+        train(settings, data.load("digits"), run, Machine("cpu", "fp32"))
+    assert drawn == [times] * 2
 
 
 def test_other_data_is_refused(tmp_path: Path) -> None:
@@ -177,41 +209,14 @@ def test_learning_rate(settings: Optimization, expected: list[float]) -> None:
     assert [lr_factor(settings, k) for k in range(settings.updates)] == pytest.approx(expected)
 
 
-def test_ema_is_the_average_it_says() -> None:
+@pytest.mark.parametrize("warmup", [True, False])
+def test_ema_is_the_average_it_says(warmup: bool) -> None:
     weight = torch.zeros(3)
-    ema, expected = EMA({"w": weight}, 0.9), torch.zeros(3)
+    ema, expected = EMA({"w": weight}, 0.9, warmup), torch.zeros(3)
     for k in range(200):
         weight += 1
         ema.update(k)
-        decay = min(0.9, (1 + k) / (10 + k))
+        decay = min(0.9, (1 + k) / (10 + k)) if warmup else 0.9
         expected = decay * expected + (1 - decay) * weight
     torch.testing.assert_close(ema.shadow["w"], expected)
     assert (weight - ema.shadow["w"] - 9).abs().max() < 1e-2  # a lag of decay/(1 - decay)
-
-
-def test_bf16_autocast_keeps_losses_in_float32() -> None:
-    machine, denoiser = Machine("cpu", "bf16"), fresh()
-    wrapped = machine.for_training(denoiser.network)
-    z = torch.randn(4, 1, 8, 8)
-    torch.nn.init.normal_(denoiser.network.last.weight)
-    low, full = wrapped(z, torch.zeros(4)), denoiser.network(z, torch.zeros(4))
-    assert low.dtype is torch.float32
-    assert 0 < (low - full).abs().max() < 0.3
-    with machine.for_sampling(denoiser.network) as network:
-        assert next(network.parameters()).dtype is torch.bfloat16
-    torch.testing.assert_close(denoiser.network(z, torch.zeros(4)), full, rtol=0, atol=0)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize(("name", "value"), [("ACCELERATE_USE_CPU", "banana"), ("WORLD_SIZE", "4")])
-def test_an_environment_that_cannot_be_is_said(name: str, value: str) -> None:
-    program = "from pdlab.training.machine import Machine; Machine('cpu')"  # apart: it leaves its marks
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=os.environ | {name: value}
-    )
-    assert "pdlab.errors.PdlabError: Accelerate cannot start" in result.stderr
-
-
-def test_a_missing_gpu_is_said() -> None:
-    with pytest.raises(PdlabError, match="--device cpu"):
-        Machine("cuda")

@@ -6,8 +6,8 @@ import pytest
 
 from pdlab.errors import PdlabError
 from pdlab.networks.grow import grow
-from pdlab.training.presets import Preset, from_dict, override, preset, presets
-from pdlab.training.teacher import new_denoiser, settings_of
+from pdlab.training.presets import PRESETS, Preset, from_dict, override, preset, to_dict
+from pdlab.training.teacher import new_denoiser
 
 
 @pytest.mark.parametrize(
@@ -27,15 +27,24 @@ def test_the_papers_settings(
     assert (p.distill.batch, p.distill.lr, p.distill.updates) == (batch, round_lr, 50_000)
     assert (p.distill.dropout, p.distill.weight_decay, p.distill.ema, p.distill.warmup) == (0, 0, 0, 0)
     assert p.distill.anneal
+    assert (p.teacher.ema_warmup, p.teacher.times, p.distill.times) == (False, "independent", "independent")
+    assert p.resize == ("bilinear" if name == "lsun128" else "box")
     assert (p.first_steps, p.output, p.weighting) == (first, output, "truncated")
 
 
-@pytest.mark.parametrize("name", presets())
+@pytest.mark.parametrize("name", sorted(PRESETS.keys() - {"cifar10-paper", "imagenet64", "lsun128"}))
+def test_small_presets_go_pdlabs_way(name: str) -> None:
+    p = preset(name)
+    for job in (p.teaching, p.distill, p.guide):
+        assert (job.ema_warmup, job.times) == (True, "stratified")
+
+
+@pytest.mark.parametrize("name", PRESETS)
 def test_settings_survive_json(name: str) -> None:
-    assert from_dict(settings_of(preset(name))) == preset(name)
+    assert from_dict(to_dict(preset(name))) == preset(name)
     unbounded = override(preset(name), {"logsnr_min": "-inf"})
-    assert settings_of(unbounded)["logsnr_min"] is None
-    assert from_dict(settings_of(unbounded)).logsnr_min == -math.inf
+    assert to_dict(unbounded)["logsnr_min"] is None
+    assert from_dict(to_dict(unbounded)).logsnr_min == -math.inf
 
 
 def test_override_reads_every_type() -> None:
@@ -68,6 +77,8 @@ def test_override_reads_every_type() -> None:
         ({"teacher": "1"}, "not a single field"),
         ({"output": "w"}, "unknown output 'w': choose one of x, eps, v, both"),
         ({"weighting": "min-snr"}, "unknown weighting"),
+        ({"teacher.times": "sorted"}, "times must be 'stratified' or 'independent', not 'sorted'"),
+        ({"resize": "nearest"}, "resize must be 'box' or 'bilinear', not 'nearest'"),
         ({"precision": "fp8"}, "precision must be 'auto', 'fp32' or 'bf16', not 'fp8'"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 from pdlab import data, files
 from pdlab.errors import PdlabError
 from pdlab.training.log import Log
-from pdlab.training.loop import Stopped, Trained, fit
+from pdlab.training.loop import Stopped, Trained, Upkeep, fit
 from pdlab.training.machine import Machine
 from pdlab.training.run import Run
 from tests import sealed
@@ -160,7 +160,7 @@ def test_a_run_that_is_moved_meanwhile(tmp_path: Path) -> None:
     with Run(tmp_path / "r") as run:
         (tmp_path / "r").rename(tmp_path / "elsewhere")
         with pytest.raises(PdlabError, match="was moved or removed meanwhile"):
-            run_fit(TINY.teacher, run=run, save_every=0)
+            run_fit(TINY.teacher, run=run, upkeep=Upkeep(save_every=0))
     assert not (tmp_path / "r" / "progress").exists()
 
 

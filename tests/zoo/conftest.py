@@ -12,7 +12,7 @@ from pdlab.training.log import Log
 from pdlab.training.machine import Machine
 from pdlab.training.presets import Preset, override, preset
 from pdlab.zoo.build import build
-from pdlab.zoo.recipe import Recipe
+from pdlab.zoo.recipe import LadderRecipe
 
 SETTINGS = override(
     preset("digits"),
@@ -28,7 +28,7 @@ SMALL = override(
     SETTINGS,
     {"network.width": "8", "network.embedding_channels": "8", "teacher.updates": "2", "distill.updates": "1"},
 )
-RECIPE = Recipe(n=100, ddim=16, others=4, nus=(0.0, 1.0), nu_n=70, pool=64)
+RECIPE = LadderRecipe(n=100, ddim=16, others=4, nus=(0.0, 1.0), nu_n=70, pool=64)
 
 
 @dataclass
@@ -51,7 +51,7 @@ def build_digits(
     run: str = "run",
     out: str = "ladder",
     settings: Preset = SETTINGS,
-    recipe: Recipe = RECIPE,
+    recipe: LadderRecipe = RECIPE,
 ) -> Ladder:
     """Build (or go on building) the ladder of digits below `place`."""
     source = data.load("digits")

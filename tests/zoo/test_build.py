@@ -23,7 +23,7 @@ from pdlab.training.log import Log
 from pdlab.training.machine import Machine
 from pdlab.zoo import build as building
 from pdlab.zoo.page import page
-from pdlab.zoo.recipe import Recipe, adjusted, recipe
+from pdlab.zoo.recipe import LadderRecipe, adjusted, recipe
 from tests.zoo.conftest import RECIPE, SETTINGS, Ladder, build_digits
 
 
@@ -50,13 +50,13 @@ def test_weights_are_the_runs_in_float16(ladder: Ladder) -> None:
             assert torch.equal(tensor, full.denoiser.network.state_dict()[name].half().float())
 
 
-def test_every_cell_is_measured_with_its_card(ladder: Ladder) -> None:
+def test_every_reading_is_measured_with_its_card(ladder: Ladder) -> None:
     rows = [Row.from_dict(row) for row in zoo.report(ladder.name)["rows"]]
     found = {(r.model, r.card.sampler["name"], r.steps, r.metric) for r in rows}
     expected = {("distilled", "ddim", n) for n in (1, 2, 4)} | {("teacher", "ddim", n) for n in (1, 2, 4, 8, 16)}
     expected |= {("teacher", "ancestral", n) for n in (1, 2, 4)} | {("teacher", "dpm-solver++", n) for n in (2, 4)}
     expected |= {("teacher", "heun", 2)}
-    assert found == {(*cell, metric) for cell in expected for metric in ("FD-pixels", "KD-pixels")}
+    assert found == {(*reading, metric) for reading in expected for metric in ("FD-pixels", "KD-pixels")}
     assert len(rows) == len(found)
     for row in rows:
         assert row.card.n == 100
@@ -284,8 +284,8 @@ def test_weights_beyond_float16_are_refused(ladder: Ladder, tmp_path: Path) -> N
 def test_recipes() -> None:
     settings, how = recipe("cifar10-gpu")
     assert (settings.name, how.n, how.ddim) == ("cifar10-gpu", 50_000, 512)
-    assert recipe("cifar10-paper")[1] == Recipe()
-    assert adjusted(RECIPE, 80, 64) == Recipe(n=80, ddim=16, others=4, nus=(0.0, 1.0), nu_n=70, pool=64)
+    assert recipe("cifar10-paper")[1] == LadderRecipe()
+    assert adjusted(RECIPE, 80, 64) == LadderRecipe(n=80, ddim=16, others=4, nus=(0.0, 1.0), nu_n=70, pool=64)
     assert adjusted(RECIPE, 66, 64).nu_n == 66
     with pytest.raises(PdlabError, match="1281 samples or more"):
         adjusted(how, 1280, 1280)

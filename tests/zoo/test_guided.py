@@ -9,16 +9,18 @@ from pdlab import zoo
 from pdlab.data import ImageSource
 from pdlab.diffusion.samplers import sample
 from pdlab.errors import PdlabError
+from pdlab.metrics.card import by_sampler
 from pdlab.training.checkpoint import load
 from pdlab.training.machine import Machine
 from pdlab.training.presets import Preset, override, preset
 from pdlab.zoo.build import build
-from pdlab.zoo.page import figures
-from pdlab.zoo.recipe import Recipe, recipe
+from pdlab.zoo.recipe import LadderRecipe, recipe
 from tests.zoo.conftest import Ladder
 
 KINDS = ("frechet", "kernel", "agreement", "precision", "recall")
-RECIPE = Recipe(n=70, ddim=4, others=4, nus=(), nu_n=70, pool=16, guidances=(0.0, 1.0), shown=1.0, kinds=KINDS)
+RECIPE = LadderRecipe(
+    n=70, ddim=4, others=4, nus=(), nu_n=70, pool=16, guidances=(0.0, 1.0), shown=1.0, kinds=KINDS
+)
 CLASSES = ("dark", "light", "striped")
 TINY = {
     "network.num_classes": "3",
@@ -120,7 +122,7 @@ def test_every_kind_of_figure_is_there_at_every_weight(guided: Ladder) -> None:
     report = zoo.report(guided.name)
     for w in RECIPE.guidances:
         for kind in KINDS:
-            values = figures(report, w, kind)  # type: ignore[arg-type]
+            values = by_sampler(report, w, kind)  # type: ignore[arg-type]
             assert set(values["distilled"]) == {1, 2}
             calls = 2 if w else 1  # guided, an undistilled model is evaluated twice a step
             assert set(values["ddim"]) == {calls * n for n in (1, 2, 4)}

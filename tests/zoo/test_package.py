@@ -88,11 +88,11 @@ def test_the_wheel_holds_the_ladders(tmp_path: Path) -> None:
     subprocess.run([*pip, "install", *offline, "--target", tmp_path / "site", wheel], check=True)
     code = (
         "import torch, pdlab\n"
-        "from pdlab import zoo\n"
+        "from pdlab import data, zoo\n"
         "from pdlab.diffusion.samplers import sample\n"
         "name = zoo.default()\n"
         "images = sample(zoo.load(name, steps=4), zoo.noise(name)[:2])\n"
-        "print(pdlab.__file__, len(zoo.pool(name).images), tuple(images.shape))\n"
+        "print(pdlab.__file__, len(zoo.pool(name).images), tuple(images.shape), len(data.load('digits')))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     done = subprocess.run(
@@ -100,3 +100,4 @@ def test_the_wheel_holds_the_ladders(tmp_path: Path) -> None:
     )
     assert done.stdout.startswith(str(tmp_path / "site"))
     assert " 2048 (2, 3, " in done.stdout
+    assert done.stdout.rstrip().endswith("1797")

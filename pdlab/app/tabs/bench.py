@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from pdlab.app import html
-from pdlab.app.ladders import Ladder
+from pdlab.app.ladders import ShownLadder
 from pdlab.app.tabs.binding import (
     QUICK,
     Context,
@@ -24,7 +24,7 @@ from pdlab.app.tabs.binding import (
     stream,
 )
 from pdlab.app.views import bench
-from pdlab.app.views.bench import IMAGES, MOST_SEED, MOST_STEPS, Run
+from pdlab.app.views.bench import IMAGES, MOST_SEED, MOST_STEPS, Sampling
 from pdlab.app.views.compare import PAGES
 from pdlab.diffusion.samplers import SAMPLERS
 
@@ -63,12 +63,12 @@ def build(context: Context) -> Tab:
         **conditions,
     }
 
-    def view(ladder: Ladder, given: Mapping[str, Any]) -> list[str]:
-        what = Run.of(ladder, given)
+    def view(ladder: ShownLadder, given: Mapping[str, Any]) -> list[str]:
+        what = Sampling.of(ladder, given)
         return [html.note(bench.warning(what)) if bench.warning(what) else "", bench.code(ladder, what)]
 
-    def restore(ladder: Ladder, given: Mapping[str, Any]) -> list[Any]:
-        what = Run.of(ladder, given)
+    def restore(ladder: ShownLadder, given: Mapping[str, Any]) -> list[Any]:
+        what = Sampling.of(ladder, given)
         set_model = gr.update(choices=list(bench.models(ladder)), value=what.model)
         values = [what.sampler, what.steps, what.nu, what.page, what.seed, what.images]
         most = ladder.takes(what.which)
@@ -79,7 +79,7 @@ def build(context: Context) -> Tab:
 
     def own_steps(ladder_name: str, *values: Any) -> list[Any]:
         ladder = context.shelf.ladder(ladder_name)
-        what = Run.of(ladder, named(tab, values))
+        what = Sampling.of(ladder, named(tab, values))
         set_steps = what.which if isinstance(what.which, int) else what.steps
         return [set_steps, condition_values(ladder, what.condition, ladder.takes(what.which))[1]]
 
@@ -88,7 +88,7 @@ def build(context: Context) -> Tab:
 
     async def live(request: gr.Request, model: str, *values: Any) -> AsyncIterator[list[Any]]:
         ladder = context.shelf.ladder(model)
-        what = Run.of(ladder, named(tab, values))
+        what = Sampling.of(ladder, named(tab, values))
         work = stream(context, lambda show: bench.work(context.shelf, ladder, what, show), owner(request, NAME), 3)
         async for frame in work:
             yield frame

@@ -8,9 +8,9 @@ from typing import Any
 import gradio as gr
 
 from pdlab.app import html, state
-from pdlab.app.compute import Compute, Stopped, Waiting, Work
+from pdlab.app.compute import Cancelled, Compute, Waiting, Work
 from pdlab.app.condition import ALL, Condition
-from pdlab.app.ladders import MOST_GUIDANCE, Ladder, Shelf
+from pdlab.app.ladders import MOST_GUIDANCE, Shelf, ShownLadder
 from pdlab.errors import PdlabError
 
 #: Sends {"key": …} of whatever was pressed that has one.
@@ -96,7 +96,7 @@ async def stream(context: Context, work: Work, owner: str, n: int) -> AsyncItera
         async for frame in context.compute.run(work, owner):
             if isinstance(frame, Waiting):
                 yield [html.note(f"Waiting: position {frame.position} in the queue."), *rest]
-            elif isinstance(frame, Stopped):
+            elif isinstance(frame, Cancelled):
                 yield [html.note("Stopped; nothing is being computed."), *rest]
             else:
                 text, *others = frame
@@ -134,7 +134,7 @@ def condition_controls(tab: str) -> dict[str, Any]:
     return {"class": classes, "guidance": guidance}
 
 
-def condition_values(ladder: Ladder, condition: Condition, most: float | None = None) -> list[Any]:
+def condition_values(ladder: ShownLadder, condition: Condition, most: float | None = None) -> list[Any]:
     """Their values; `most` is the largest guidance, by default the ladder's."""
     names = ladder.classes
     most = ladder.most if most is None else most

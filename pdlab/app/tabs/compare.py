@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from pdlab.app.ladders import Ladder
+from pdlab.app.ladders import ShownLadder
 from pdlab.app.tabs.binding import (
     Context,
     Slider,
@@ -62,10 +62,10 @@ def build(context: Context) -> Tab:
     }
     views = [grid, table, pair, code]
 
-    def view(ladder: Ladder, given: Mapping[str, Any]) -> tuple[str, ...]:
+    def view(ladder: ShownLadder, given: Mapping[str, Any]) -> tuple[str, ...]:
         return compare.view(context.shelf, ladder, Comparison.of(ladder, given))
 
-    def restore(ladder: Ladder, given: Mapping[str, Any]) -> list[Any]:
+    def restore(ladder: ShownLadder, given: Mapping[str, Any]) -> list[Any]:
         what = Comparison.of(ladder, given)
         set_steps = gr.update(choices=[(str(n), n) for n in ladder.counts], value=list(what.steps))
         kinds = [(label, kind) for kind, label in cells.kinds(ladder).items()]

@@ -5,10 +5,10 @@ from typing import Any
 
 import gradio as gr
 
-from pdlab.app.ladders import Ladder
+from pdlab.app.ladders import ShownLadder
 from pdlab.app.tabs.binding import PRESSED, QUICK, Context, Tab, bind, code_box, guarded, named
 from pdlab.app.views import cells, curve
-from pdlab.app.views.curve import Choice
+from pdlab.app.views.curve import CurveChoice
 
 NAME = "curve"
 
@@ -32,7 +32,7 @@ def build(context: Context) -> Tab:
     controls = {"metric": metric, "n": n, "guidance": guidance, "kinds": kinds, "paper": paper}
     views = [plot, table, card, code]
 
-    def measured(ladder: Ladder, choice: Choice) -> list[Any]:
+    def measured(ladder: ShownLadder, choice: CurveChoice) -> list[Any]:
         """The numbers of samples, and the guidances, that the metric was measured at."""
         weights = curve.weights(ladder, choice.metric, choice.n)
         return [
@@ -40,12 +40,12 @@ def build(context: Context) -> Tab:
             gr.update(choices=[(f"{w:g}", w) for w in weights], value=choice.guidance, visible=len(weights) > 1),
         ]
 
-    def view(ladder: Ladder, given: Mapping[str, Any]) -> list[Any]:
-        choice = Choice.of(ladder, given)
+    def view(ladder: ShownLadder, given: Mapping[str, Any]) -> list[Any]:
+        choice = CurveChoice.of(ladder, given)
         return [*curve.view(ladder, choice), *measured(ladder, choice)]
 
-    def restore(ladder: Ladder, given: Mapping[str, Any]) -> list[Any]:
-        choice = Choice.of(ladder, given)
+    def restore(ladder: ShownLadder, given: Mapping[str, Any]) -> list[Any]:
+        choice = CurveChoice.of(ladder, given)
         set_metric = gr.update(choices=list(curve.options(ladder)), value=choice.metric)
         set_kinds = gr.update(
             choices=[(label, kind) for kind, label in cells.kinds(ladder).items()], value=list(choice.kinds)
@@ -64,7 +64,7 @@ def build(context: Context) -> Tab:
     def pressed(event: gr.EventData, model: str, *values: Any) -> list[Any]:
         def make() -> list[Any]:
             ladder = context.shelf.ladder(model)
-            choice = Choice.of(ladder, named(tab, values))
+            choice = CurveChoice.of(ladder, named(tab, values))
             return [curve.card(curve.chosen(ladder, choice), str(getattr(event, "key", "")))]
 
         return guarded(make, 1)

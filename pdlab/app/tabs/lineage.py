@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from pdlab.app.ladders import NOISES, Ladder
+from pdlab.app.ladders import NOISES, ShownLadder
 from pdlab.app.tabs.binding import (
     Context,
     Slider,
@@ -21,7 +21,7 @@ from pdlab.app.tabs.binding import (
     stream,
 )
 from pdlab.app.views import lineage
-from pdlab.app.views.lineage import Choice
+from pdlab.app.views.lineage import NoiseChoice
 
 NAME = "lineage"
 
@@ -42,11 +42,11 @@ def build(context: Context) -> Tab:
 
     views = [images, bars, code, said, nearest]
 
-    def view(ladder: Ladder, given: Mapping[str, Any]) -> list[Any]:
-        return [*lineage.view(context.shelf, ladder, Choice.of(ladder, given)), "", ""]
+    def view(ladder: ShownLadder, given: Mapping[str, Any]) -> list[Any]:
+        return [*lineage.view(context.shelf, ladder, NoiseChoice.of(ladder, given)), "", ""]
 
-    def restore(ladder: Ladder, given: Mapping[str, Any]) -> list[Any]:
-        choice = Choice.of(ladder, given)
+    def restore(ladder: ShownLadder, given: Mapping[str, Any]) -> list[Any]:
+        choice = NoiseChoice.of(ladder, given)
         return [choice.noise, *condition_values(ladder, choice.condition), *view(ladder, given)]
 
     tab = Tab(NAME, {"noise": noise, **conditions}, views, restore)
@@ -54,7 +54,7 @@ def build(context: Context) -> Tab:
 
     async def live(request: gr.Request, model: str, *values: Any) -> AsyncIterator[list[Any]]:
         ladder = context.shelf.ladder(model)
-        choice = Choice.of(ladder, named(tab, values))
+        choice = NoiseChoice.of(ladder, named(tab, values))
         work = stream(
             context, lambda show: lineage.draw(context.shelf, ladder, choice, show), owner(request, NAME), 3
         )
@@ -63,7 +63,7 @@ def build(context: Context) -> Tab:
 
     async def find(request: gr.Request, model: str, *values: Any) -> AsyncIterator[list[Any]]:
         ladder = context.shelf.ladder(model)
-        choice = Choice.of(ladder, named(tab, values))
+        choice = NoiseChoice.of(ladder, named(tab, values))
         work = stream(
             context, lambda show: lineage.nearest(context.shelf, ladder, choice, show), owner(request, NAME), 2
         )

@@ -5,10 +5,10 @@ from typing import Any
 
 import gradio as gr
 
-from pdlab.app.ladders import Ladder
+from pdlab.app.ladders import ShownLadder
 from pdlab.app.tabs.binding import Context, Tab, bind, code_box, named, owner, status, stop_button, stream
 from pdlab.app.views import metrics
-from pdlab.app.views.metrics import EXTRACTORS, SIZES, Choice
+from pdlab.app.views.metrics import EXTRACTORS, SIZES, FeatureChoice
 
 NAME = "metrics"
 
@@ -29,19 +29,19 @@ def build(context: Context) -> Tab:
 
     controls = {"extractor": extractor, "n": n}
 
-    def view(ladder: Ladder, given: Mapping[str, Any]) -> list[str]:
-        choice = Choice.of(given)
+    def view(ladder: ShownLadder, given: Mapping[str, Any]) -> list[str]:
+        choice = FeatureChoice.of(given)
         return [metrics.stored(ladder, choice), metrics.cards(ladder), metrics.code(ladder, choice)]
 
-    def restore(ladder: Ladder, given: Mapping[str, Any]) -> list[Any]:
-        choice = Choice.of(given)
+    def restore(ladder: ShownLadder, given: Mapping[str, Any]) -> list[Any]:
+        choice = FeatureChoice.of(given)
         return [choice.extractor, choice.n, *view(ladder, given)]
 
     tab = Tab(NAME, controls, [charts, cards, code], restore)
     bind(context, tab, view)
 
     async def live(request: gr.Request, model: str, *values: Any) -> AsyncIterator[list[Any]]:
-        ladder, choice = context.shelf.ladder(model), Choice.of(named(tab, values))
+        ladder, choice = context.shelf.ladder(model), FeatureChoice.of(named(tab, values))
         work = stream(
             context, lambda show: metrics.work(context.shelf, ladder, choice, show), owner(request, NAME), 2
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 from pdlab.app import html, state
 from pdlab.app.compute import Show
 from pdlab.app.condition import TWICE, Condition
-from pdlab.app.ladders import NOISES, PAGE, Ladder, Shelf, Which, synchronized
+from pdlab.app.ladders import NOISES, PAGE, Shelf, ShownLadder, Which, synchronized
 from pdlab.app.views.cells import noise_code
 from pdlab.app.views.compare import PAGES
 from pdlab.data import to_uint8
@@ -27,7 +27,7 @@ TEACHER = "teacher"
 
 
 @dataclass(frozen=True)
-class Run:
+class Sampling:
     """What is sampled; `steps` is the sampler's, `page` 0 takes the noise of `seed` instead of fixed ones."""
 
     model: str
@@ -40,7 +40,7 @@ class Run:
     condition: Condition
 
     @classmethod
-    def of(cls, ladder: Ladder, given: Mapping[str, Any]) -> "Run":
+    def of(cls, ladder: ShownLadder, given: Mapping[str, Any]) -> "Sampling":
         """From a link's or the controls' values, whatever they are."""
         default = str(4 if 4 in ladder.steps else ladder.steps[-1] if ladder.steps else TEACHER)
         model = state.one(given.get("model"), models(ladder), default)
@@ -77,12 +77,12 @@ def which(model: str) -> Which:
     return int(model) if model.isdecimal() else None if model == TEACHER else model
 
 
-def models(ladder: Ladder) -> tuple[str, ...]:
+def models(ladder: ShownLadder) -> tuple[str, ...]:
     """The models to choose from: the teacher, stage one where it is there, and every student."""
     return (TEACHER, *([GUIDED] if ladder.guided else []), *(str(steps) for steps in ladder.steps))
 
 
-def start(ladder: Ladder, run: Run) -> Tensor:
+def start(ladder: ShownLadder, run: Sampling) -> Tensor:
     """The noise `[n, C, H, W]`: that of the seed, or fixed ones from the page on."""
     if run.page == 0:
         return noise(ladder.shape, run.images, run.seed)
@@ -90,7 +90,7 @@ def start(ladder: Ladder, run: Run) -> Tensor:
     return rolled[: min(run.images, NOISES)]
 
 
-def work(shelf: Shelf, ladder: Ladder, run: Run, show: Show) -> None:
+def work(shelf: Shelf, ladder: ShownLadder, run: Sampling, show: Show) -> None:
     """Samples; shows (text, pictures, table) after every step."""
     show(("Loading the model …", "", ""))
     model = shelf.model(ladder, run.which)
@@ -119,13 +119,15 @@ def work(shelf: Shelf, ladder: Ladder, run: Run, show: Show) -> None:
             drawing += time.perf_counter() - paused
 
 
-def progress(run: Run, done: int, seconds: float) -> str:
+def progress(run: Sampling, done: int, seconds: float) -> str:
     """One line: how far, how long."""
     verb = "Done" if done == run.steps else "Step"
     return f"{verb}: {done} of {run.steps}, {seconds:.2f} s"
 
 
-def pictures(ladder: Ladder, run: Run, t: float, now: Tensor, film: list[tuple[float, Tensor]], last: bool) -> str:
+def pictures(
+    ladder: ShownLadder, run: Sampling, t: float, now: Tensor, film: list[tuple[float, Tensor]], last: bool
+) -> str:
     """The state after this step, and every step's x̂ so far (of the first images; 12 steps at most)."""
     what = "The samples" if last else f"z at t = {t:.3f}"
     asked = run.condition.text(ladder)
@@ -146,7 +148,7 @@ def pictures(ladder: Ladder, run: Run, t: float, now: Tensor, film: list[tuple[f
     )
 
 
-def made_by(run: Run) -> str:
+def made_by(run: Sampling) -> str:
     """The model, the sampler and its steps, in words."""
     model = f"the student of {html.steps_text(run.which)}" if isinstance(run.which, int) else f"the {run.model}"
     if run.which == GUIDED:
@@ -154,7 +156,7 @@ def made_by(run: Run) -> str:
     return f"{model}, {run.sampler} in {html.steps_text(run.steps)}"
 
 
-def latency(run: Run, done: int, seconds: float) -> str:
+def latency(run: Sampling, done: int, seconds: float) -> str:
     """What it took so far, as a table."""
     calls = nfe(run.sampler, done, run.each)
     if run.sampler == "heun" and done < run.steps:  # only the last step does without its second prediction
@@ -170,7 +172,7 @@ def latency(run: Run, done: int, seconds: float) -> str:
     )
 
 
-def warning(run: Run) -> str:
+def warning(run: Sampling) -> str:
     """What to know of a choice: what it costs, and whether the student was made for it."""
     if run.which == GUIDED:
         return "Undistilled but for its guidance: any sampler and number of steps, one network call a prediction."
@@ -182,7 +184,7 @@ def warning(run: Run) -> str:
     return f"This student was distilled for {own} of DDIM; anything else asks it for what it has not learned."
 
 
-def code(ladder: Ladder, run: Run) -> str:
+def code(ladder: ShownLadder, run: Sampling) -> str:
     """Python that draws the same images."""
     line, model = ladder.code(run.which)
     labels, condition = run.condition.code(ladder, run.first, run.images)

@@ -8,7 +8,7 @@ import torch
 
 from pdlab.app.compute import Show
 from pdlab.app.condition import PLAIN, Condition
-from pdlab.app.ladders import PAGE, Drawn, Ladder, Shelf, Which, page_of, synchronized
+from pdlab.app.ladders import PAGE, Drawn, Shelf, ShownLadder, Which, page_of, synchronized
 from pdlab.data import to_uint8
 from pdlab.diffusion.samplers import SAMPLERS, nfe
 from pdlab.distillation.guided import GUIDED
@@ -74,7 +74,7 @@ class Cell:
         """The number of its first noise."""
         return self.page * PAGE
 
-    def missing(self, ladder: Ladder) -> str:
+    def missing(self, ladder: ShownLadder) -> str:
         """Why the ladder cannot draw it; empty where it can."""
         if self.kind == "distilled" and self.calls not in ladder.steps:
             return "no such student"
@@ -85,17 +85,17 @@ class Cell:
         return "" if self.steps else "guided, a step takes two calls"
 
 
-def kinds(ladder: Ladder) -> dict[str, str]:
+def kinds(ladder: ShownLadder) -> dict[str, str]:
     """Those of `KINDS` that the ladder has, with their names."""
     return {kind: name for kind, name in KINDS.items() if kind != GUIDED or ladder.guided}
 
 
-def drawn(shelf: Shelf, ladder: Ladder, cell: Cell) -> Drawn | None:
+def drawn(shelf: Shelf, ladder: ShownLadder, cell: Cell) -> Drawn | None:
     """The cell's 16 images: drawn live on this machine, else precomputed, else None."""
     return shelf.drawn.get((ladder.name, cell)) or stored(ladder, cell)
 
 
-def stored(ladder: Ladder, cell: Cell) -> Drawn | None:
+def stored(ladder: ShownLadder, cell: Cell) -> Drawn | None:
     """The cell's 16 images as they were precomputed, else None."""
     images = ladder.samples.get((cell.kind, cell.steps, cell.condition.guidance))
     whole = cell.clip and cell.condition.label is None
@@ -104,7 +104,7 @@ def stored(ladder: Ladder, cell: Cell) -> Drawn | None:
     return Drawn(page_of(images, cell.page))
 
 
-def draw(shelf: Shelf, ladder: Ladder, cell: Cell, show: Show) -> Drawn:
+def draw(shelf: Shelf, ladder: ShownLadder, cell: Cell, show: Show) -> Drawn:
     """Draw the cell's 16 images now; `show(None)` is called at every step, so that it can be stopped."""
     model = shelf.model(ladder, cell.which)
     noise = page_of(ladder.noise, cell.page).to(model.device)
@@ -127,7 +127,7 @@ def kind_of(row: Row) -> str:
     return row.model if row.model in ("distilled", GUIDED) else str(row.card.sampler["name"])
 
 
-def figure(ladder: Ladder, cell: Cell, kind: Kind = "frechet") -> Row | None:
+def figure(ladder: ShownLadder, cell: Cell, kind: Kind = "frechet") -> Row | None:
     """The figure of this kind that was measured of exactly this, if it was."""
     for row in ladder.rows:
         card = row.card
@@ -151,13 +151,13 @@ def figure_text(row: Row) -> str:
     return f"{row.metric.partition('-')[0]} {row.value:.3g}"
 
 
-def figures_text(ladder: Ladder, cell: Cell) -> str:
+def figures_text(ladder: ShownLadder, cell: Cell) -> str:
     """Its distance and, of a ladder with classes, its agreement, as far as they were measured."""
     rows = (figure(ladder, cell), figure(ladder, cell, "agreement"))
     return ", ".join(figure_text(row) for row in rows if row)
 
 
-def code(ladder: Ladder, cell: Cell) -> str:
+def code(ladder: ShownLadder, cell: Cell) -> str:
     """Python that draws the cell with pdlab's public functions."""
     line, model = ladder.code(cell.which)
     options = f", {cell.sampler!r}" if cell.sampler != "ddim" else ""
@@ -179,7 +179,7 @@ def code(ladder: Ladder, cell: Cell) -> str:
     )
 
 
-def noise_code(ladder: Ladder) -> tuple[str, str]:
+def noise_code(ladder: ShownLadder) -> tuple[str, str]:
     """The expression that gives the ladder's fixed noises, and its import."""
     line, expression = ladder.code(None)
     if line == "from pdlab import zoo":

@@ -8,7 +8,7 @@ from typing import Any
 from pdlab.app import html, state
 from pdlab.app.compute import Show
 from pdlab.app.condition import TWICE, Condition
-from pdlab.app.ladders import NOISES, PAGE, Ladder, Shelf
+from pdlab.app.ladders import NOISES, PAGE, Shelf, ShownLadder
 from pdlab.app.views import cells
 from pdlab.app.views.cells import KINDS, Cell
 from pdlab.app.views.first import columns, missing
@@ -33,7 +33,7 @@ class Comparison:
     condition: Condition
 
     @classmethod
-    def of(cls, ladder: Ladder, given: Mapping[str, Any]) -> "Comparison":
+    def of(cls, ladder: ShownLadder, given: Mapping[str, Any]) -> "Comparison":
         """From a link's or the controls' values, whatever they are."""
         counts, kinds = ladder.counts, tuple(cells.kinds(ladder))
         return cls(
@@ -53,20 +53,20 @@ class Comparison:
         nu = self.nu if kind == "ancestral" else 0.0
         return Cell(kind, calls, self.page - 1, self.clip, nu, self.condition)
 
-    def cells(self, ladder: Ladder) -> list[Cell]:
+    def cells(self, ladder: ShownLadder) -> list[Cell]:
         """All cells that the ladder can draw."""
         every = [self.cell(kind, calls) for kind in self.rows for calls in self.steps]
         return [cell for cell in every if not cell.missing(ladder)]
 
 
-def view(shelf: Shelf, ladder: Ladder, what: Comparison) -> tuple[str, str, str, str]:
+def view(shelf: Shelf, ladder: ShownLadder, what: Comparison) -> tuple[str, str, str, str]:
     """The pictures, their table, the pair under a slider, and the Python that draws the last cell."""
     if not what.rows or not what.steps:
         return html.note("Choose at least one row and one number of network calls."), "", "", ""
     return grid(shelf, ladder, what), table(shelf, ladder, what), pair(shelf, ladder, what), code(ladder, what)
 
 
-def grid(shelf: Shelf, ladder: Ladder, what: Comparison) -> str:
+def grid(shelf: Shelf, ladder: ShownLadder, what: Comparison) -> str:
     """The pictures, each with where it comes from."""
     rows, first = [], (what.page - 1) * PAGE
     among = what.condition.among(ladder, first, what.zoom)
@@ -91,7 +91,7 @@ def grid(shelf: Shelf, ladder: Ladder, what: Comparison) -> str:
     return html.sheet(heads, rows, escape(caption(ladder, what)))
 
 
-def caption(ladder: Ladder, what: Comparison) -> str:
+def caption(ladder: ShownLadder, what: Comparison) -> str:
     """What all cells have in common: their noises, classes and guidance."""
     parts = ["Columns: network calls an image. Every cell starts from the same noises"]
     names = what.condition.names(ladder, (what.page - 1) * PAGE, what.zoom)
@@ -108,7 +108,7 @@ def caption(ladder: Ladder, what: Comparison) -> str:
     return " ".join(parts)
 
 
-def table(shelf: Shelf, ladder: Ladder, what: Comparison) -> str:
+def table(shelf: Shelf, ladder: ShownLadder, what: Comparison) -> str:
     """What the pictures cost and score."""
     every = what.cells(ladder)
     columns = {"distance": [cells.figure(ladder, cell) for cell in every]}
@@ -139,7 +139,7 @@ def value_text(row: Row | None) -> str:
     return f"{row.value:.3g}" + (f" ± {row.spread:.2g}" if row.spread is not None else "")
 
 
-def pair(shelf: Shelf, ladder: Ladder, what: Comparison) -> str:
+def pair(shelf: Shelf, ladder: ShownLadder, what: Comparison) -> str:
     """Two cells of the fewest network calls on top of one another; a slider moves the border."""
     both = (what.left, what.right)
     fit = [n for n in what.steps if not any(what.cell(kind, n).missing(ladder) for kind in both)]
@@ -165,13 +165,13 @@ def pair(shelf: Shelf, ladder: Ladder, what: Comparison) -> str:
     )
 
 
-def code(ladder: Ladder, what: Comparison) -> str:
+def code(ladder: ShownLadder, what: Comparison) -> str:
     """Python for the cell in the last row and column that exists."""
     drawable = what.cells(ladder)
     return cells.code(ladder, drawable[-1]) if drawable else ""
 
 
-def work(shelf: Shelf, ladder: Ladder, what: Comparison, show: Show) -> None:
+def work(shelf: Shelf, ladder: ShownLadder, what: Comparison, show: Show) -> None:
     """Draw every cell now, cheapest first; shows (text, pictures, table, pair) after each."""
     todo = sorted(what.cells(ladder), key=lambda cell: cell.nfe)
     if not todo:

@@ -11,7 +11,7 @@ from typing import Any
 from pdlab.app import chart, html, state
 from pdlab.app.chart import Curve
 from pdlab.app.condition import TWICE
-from pdlab.app.ladders import Ladder
+from pdlab.app.ladders import ShownLadder
 from pdlab.app.views.cells import KINDS, STYLES, kind_of, kinds
 from pdlab.metrics.card import Kind, Row, comparable
 from pdlab.teaching.paper import FID
@@ -27,7 +27,7 @@ MEANS: dict[Kind, str] = {
 
 
 @dataclass(frozen=True)
-class Choice:
+class CurveChoice:
     """What is drawn: a metric at a number of samples and a guidance, for some kinds; the paper's curve or not."""
 
     metric: str
@@ -38,7 +38,7 @@ class Choice:
     card: str
 
     @classmethod
-    def of(cls, ladder: Ladder, given: Mapping[str, Any]) -> "Choice":
+    def of(cls, ladder: ShownLadder, given: Mapping[str, Any]) -> "CurveChoice":
         """From a link's or the controls' values, whatever they are."""
         found = options(ladder)
         metric = state.one(given.get("metric"), list(found), next(iter(found), ""))
@@ -57,13 +57,13 @@ class Choice:
         )
 
 
-def every_row(ladder: Ladder) -> list[Row]:
+def every_row(ladder: ShownLadder) -> list[Row]:
     """The report's figures: the main ones, those of the search for ν, and FID where it was measured."""
     report = ladder.report
     return [Row.from_dict(row) for part in ("rows", "nu_search", "fid") for row in report.get(part, [])]
 
 
-def options(ladder: Ladder) -> dict[str, list[int]]:
+def options(ladder: ShownLadder) -> dict[str, list[int]]:
     """The metrics that were measured, each with its numbers of samples, ascending."""
     found: dict[str, set[int]] = {}
     for row in every_row(ladder):
@@ -71,12 +71,12 @@ def options(ladder: Ladder) -> dict[str, list[int]]:
     return {metric: sorted(sizes) for metric, sizes in found.items()}
 
 
-def weights(ladder: Ladder, metric: str, n: int) -> list[float]:
+def weights(ladder: ShownLadder, metric: str, n: int) -> list[float]:
     """The guidances at which a metric was measured on `n` samples, ascending."""
     return sorted({row.card.guidance for row in every_row(ladder) if row.metric == metric and row.card.n == n})
 
 
-def chosen(ladder: Ladder, choice: Choice) -> dict[str, Row]:
+def chosen(ladder: ShownLadder, choice: CurveChoice) -> dict[str, Row]:
     """The figures to draw by their key "kind-calls"; of the ancestral sampler the best ν at each step count.
 
     All are of cards that may share an axis with the first, and of samples of the same classes.
@@ -97,7 +97,7 @@ def chosen(ladder: Ladder, choice: Choice) -> dict[str, Row]:
     return found
 
 
-def view(ladder: Ladder, choice: Choice) -> tuple[str, str, str, str]:
+def view(ladder: ShownLadder, choice: CurveChoice) -> tuple[str, str, str, str]:
     """The curves, the table (with CSV), the card that was asked for, and the Python that reads the same."""
     rows = chosen(ladder, choice)
     if not rows:
@@ -114,7 +114,7 @@ def view(ladder: Ladder, choice: Choice) -> tuple[str, str, str, str]:
     )
 
 
-def curves(rows: Mapping[str, Row], choice: Choice, guided: bool) -> str:
+def curves(rows: Mapping[str, Row], choice: CurveChoice, guided: bool) -> str:
     """The figures as curves, one for each sampler, and what real images reach; distances on a logarithmic axis."""
     series = []
     for kind, label in KINDS.items():
@@ -192,7 +192,7 @@ def card(rows: Mapping[str, Row], key: str) -> str:
     return html.card(rows[key])
 
 
-def code(ladder: Ladder, choice: Choice) -> str:
+def code(ladder: ShownLadder, choice: CurveChoice) -> str:
     """Python that reads the same figures."""
     line, expression = ladder.code(None)
     if line == "from pdlab import zoo":

@@ -6,7 +6,7 @@ from html import escape
 
 from pdlab.app import html
 from pdlab.app.condition import TWICE, Condition
-from pdlab.app.ladders import PAGE, Ladder, Shelf
+from pdlab.app.ladders import PAGE, Shelf, ShownLadder
 from pdlab.app.views import cells
 from pdlab.app.views.cells import KINDS, Cell, drawn
 
@@ -22,17 +22,17 @@ ROWS = ("ddim", "distilled")
 _MOST_CLASSES = 10  # columns
 
 
-def columns(ladder: Ladder) -> list[int]:
+def columns(ladder: ShownLadder) -> list[int]:
     """The step counts shown: 8, 4, 2 and 1, or those of them that the ladder has."""
     return [steps for steps in (8, 4, 2, 1) if steps in ladder.steps]
 
 
-def cell(ladder: Ladder, kind: str, calls: int, page: int = 0) -> Cell:
+def cell(ladder: ShownLadder, kind: str, calls: int, page: int = 0) -> Cell:
     """A cell as the ladder is shown first: of all classes in turn, in its own guidance."""
     return Cell(kind, calls, page, condition=Condition(guidance=ladder.shown))
 
 
-def view(shelf: Shelf, ladder: Ladder) -> str:
+def view(shelf: Shelf, ladder: ShownLadder) -> str:
     """The picture with its figures, from what is precomputed; no model is loaded."""
     every = [cell(ladder, kind, calls) for kind in ROWS for calls in columns(ladder)]
     sheet = _by_class(shelf, ladder) if ladder.classes else _by_calls(shelf, ladder)
@@ -46,7 +46,7 @@ def view(shelf: Shelf, ladder: Ladder) -> str:
     )
 
 
-def _by_calls(shelf: Shelf, ladder: Ladder) -> str:
+def _by_calls(shelf: Shelf, ladder: ShownLadder) -> str:
     """Sixteen samples a cell: samplers in rows, network calls in columns."""
     rows, live = [], False
     for kind in ROWS:
@@ -65,7 +65,7 @@ def _by_calls(shelf: Shelf, ladder: Ladder) -> str:
     return html.sheet(heads, rows, f"{escape(SENTENCE)} {html.source(live)}")
 
 
-def _by_class(shelf: Shelf, ladder: Ladder) -> str:
+def _by_class(shelf: Shelf, ladder: ShownLadder) -> str:
     """One sample a cell: a class a column, a sampler and its network calls a row."""
     names, rows, sources = ladder.classes[:_MOST_CLASSES], [], set()
     for calls in columns(ladder):
@@ -88,7 +88,7 @@ def _by_class(shelf: Shelf, ladder: Ladder) -> str:
     return html.sheet(names, rows, f"{escape(BY_CLASS)} {badge}", narrow=True)
 
 
-def _how(ladder: Ladder, every: list[Cell]) -> str:
+def _how(ladder: ShownLadder, every: list[Cell]) -> str:
     """What the figures are, and what real images reach; empty where nothing was measured."""
     text = ""
     if row := next(filter(None, (cells.figure(ladder, one) for one in every)), None):
@@ -125,7 +125,7 @@ class Guess:
     asked: int = 0
 
 
-def deal(ladder: Ladder, score: Guess | None = None, seed: int | None = None) -> Guess:
+def deal(ladder: ShownLadder, score: Guess | None = None, seed: int | None = None) -> Guess:
     """A new round with the score so far; `seed` makes it repeatable."""
     draw = random.Random(seed)
     pairs = [
@@ -139,7 +139,7 @@ def deal(ladder: Ladder, score: Guess | None = None, seed: int | None = None) ->
     return replace(dealt, right=score.right, asked=score.asked) if score else dealt
 
 
-def question(shelf: Shelf, ladder: Ladder, guess: Guess, answer: str | None = None) -> tuple[str, Guess]:
+def question(shelf: Shelf, ladder: ShownLadder, guess: Guess, answer: str | None = None) -> tuple[str, Guess]:
     """The two pictures, with the truth once `answer` ("left" or "right") is given, and the score then."""
     pair = {kind: cell(ladder, kind, guess.calls, guess.page) for kind in ROWS}
     order = ("distilled", "ddim") if guess.distilled_left else ("ddim", "distilled")

@@ -142,8 +142,8 @@ def halve(session: Session, show: Show) -> None:
             return picture(mixture, spec, session.teacher, [*session.students, *student])
 
         with _watched(mixture, settings.updates, f"Student of {html.steps_text(steps)}", show, now) as source:
-            held.append(Ladder(before, spec.weighting, source, Machine("cpu", "fp32")))
-            held[0].halve(steps, settings)
+            held.append(Ladder(before, source, Machine("cpu", "fp32"), weighting=spec.weighting))
+            held[0].descend(steps, settings)
         session.students.append(held[0].student.eval().requires_grad_(False))
         after = f"Next: {session.next_steps}." if session.next_steps else "That was the last halving."
         show((f"The student of {html.steps_text(steps)} is trained. {after}", *result(session)))
@@ -242,10 +242,10 @@ def code(spec: Spec) -> str:
         f"ema={t.ema})\n"
         f"trained = fit(teacher, DiffusionObjective({spec.weighting!r}), source, settings, machine, seed=0)\n"
         "teacher.network.load_state_dict(trained.weights)\n"
-        f"rounds = Ladder(teacher, {spec.weighting!r}, source, machine)\n"
+        f"rounds = Ladder(teacher, source, machine, weighting={spec.weighting!r})\n"
         f"settings = Optimization({r.updates}, batch={r.batch}, lr={r.lr}, anneal=True)\n"
         f"for steps in ladder({spec.first}):\n"
-        "    rounds.halve(steps, round_settings(settings, steps))\n"
+        "    rounds.descend(steps, round_settings(settings, steps))\n"
         "    print(steps, 'steps')\n"
         "    rounds.promote()\n"
     )

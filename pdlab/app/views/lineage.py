@@ -11,7 +11,7 @@ from torch import Tensor
 from pdlab.app import chart, html, state
 from pdlab.app.compute import Show
 from pdlab.app.condition import TWICE, Condition
-from pdlab.app.ladders import NOISES, PAGE, Ladder, Shelf
+from pdlab.app.ladders import NOISES, PAGE, Shelf, ShownLadder
 from pdlab.app.views import cells
 from pdlab.app.views.cells import KINDS, Cell
 from pdlab.data.source import to_float
@@ -22,14 +22,14 @@ _CHUNK = 2048  # training images that are compared at a time
 
 
 @dataclass(frozen=True)
-class Choice:
+class NoiseChoice:
     """Which of the fixed noises, from 1, of which class and how guided."""
 
     noise: int
     condition: Condition
 
     @classmethod
-    def of(cls, ladder: Ladder, given: Mapping[str, Any]) -> "Choice":
+    def of(cls, ladder: ShownLadder, given: Mapping[str, Any]) -> "NoiseChoice":
         """From a link's or the controls' values, whatever they are."""
         return cls(state.whole(given.get("noise"), 1, NOISES, 1), Condition.of(ladder, given))
 
@@ -44,7 +44,7 @@ class Choice:
         return Cell(kind, calls, self.index // PAGE, condition=self.condition)
 
 
-def rungs(ladder: Ladder, choice: Choice) -> dict[int, Cell]:
+def rungs(ladder: ShownLadder, choice: NoiseChoice) -> dict[int, Cell]:
     """The students by steps, each of half the steps of the one before, behind the model that the first is of."""
     chain = ladder.steps[-1:]
     while chain and 2 * chain[0] in ladder.steps:
@@ -56,18 +56,18 @@ def rungs(ladder: Ladder, choice: Choice) -> dict[int, Cell]:
     }
 
 
-def beginning(ladder: Ladder) -> str:
+def beginning(ladder: ShownLadder) -> str:
     """What the first student was distilled from: stage one of guided distillation, if it is there to draw with."""
     return GUIDED if ladder.guided else "ddim"
 
 
-def ordinary(ladder: Ladder, choice: Choice) -> dict[int, Cell]:
+def ordinary(ladder: ShownLadder, choice: NoiseChoice) -> dict[int, Cell]:
     """The undistilled teacher in as many steps as every rung."""
     return {steps: choice.cell("ddim", steps) for steps in rungs(ladder, choice)}
 
 
 def trail(
-    shelf: Shelf, ladder: Ladder, choice: Choice, line: Mapping[int, Cell] | None = None
+    shelf: Shelf, ladder: ShownLadder, choice: NoiseChoice, line: Mapping[int, Cell] | None = None
 ) -> dict[int, Tensor]:
     """What each rung (or each cell of `line`) makes of the noise, as far as drawn: uint8 `[C, H, W]` by steps."""
     line = rungs(ladder, choice) if line is None else line
@@ -75,7 +75,7 @@ def trail(
     return {steps: drawn.images[choice.index % PAGE] for steps, drawn in found.items() if drawn}
 
 
-def view(shelf: Shelf, ladder: Ladder, choice: Choice) -> tuple[str, str, str]:
+def view(shelf: Shelf, ladder: ShownLadder, choice: NoiseChoice) -> tuple[str, str, str]:
     """The images, the drift bars with their table, and the Python that computes the same."""
     chain = rungs(ladder, choice)
     if not chain:
@@ -121,13 +121,13 @@ def view(shelf: Shelf, ladder: Ladder, choice: Choice) -> tuple[str, str, str]:
     return html.sheet(heads, rows, caption), bars(drift(images), live), code(ladder, choice)
 
 
-def is_live(shelf: Shelf, ladder: Ladder, line: Mapping[int, Cell]) -> bool:
+def is_live(shelf: Shelf, ladder: ShownLadder, line: Mapping[int, Cell]) -> bool:
     """Whether one of the cells was drawn on this machine."""
     found = (cells.drawn(shelf, ladder, cell) for cell in line.values())
     return any(drawn is not None and drawn.seconds is not None for drawn in found)
 
 
-def draw(shelf: Shelf, ladder: Ladder, choice: Choice, show: Show) -> None:
+def draw(shelf: Shelf, ladder: ShownLadder, choice: NoiseChoice, show: Show) -> None:
     """Draw every rung, and the teacher in as many steps, now; shows (text, images, bars)."""
     chain, compared = rungs(ladder, choice), ordinary(ladder, choice)
     every = dict.fromkeys([*chain.values(), *compared.values()])
@@ -159,7 +159,7 @@ def bars(found: Ledger, live: bool) -> str:
     )
 
 
-def nearest(shelf: Shelf, ladder: Ladder, choice: Choice, show: Show) -> None:
+def nearest(shelf: Shelf, ladder: ShownLadder, choice: NoiseChoice, show: Show) -> None:
     """Shows (text, picture) of the training images nearest to the first and the last rung's image, in pixels."""
     show(("Reading the training images …", ""))
     source = ladder.images()
@@ -197,7 +197,7 @@ def nearest(shelf: Shelf, ladder: Ladder, choice: Choice, show: Show) -> None:
     show((f"Nearest of {len(source.images):,} images of {source.name}, by pixels.", picture))
 
 
-def code(ladder: Ladder, choice: Choice) -> str:
+def code(ladder: ShownLadder, choice: NoiseChoice) -> str:
     """Python that computes the same drift."""
     chain = rungs(ladder, choice)
     line, expression = ladder.code(None)

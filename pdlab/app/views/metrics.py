@@ -11,7 +11,7 @@ from torch import Tensor
 from pdlab.app import chart, html, state
 from pdlab.app.chart import Curve
 from pdlab.app.compute import Show
-from pdlab.app.ladders import Ladder, Shelf, ZooLadder
+from pdlab.app.ladders import Shelf, ShownLadder, ZooLadder
 from pdlab.data import to_uint8
 from pdlab.diffusion.samplers import sample
 from pdlab.metrics.bias import SIZES, Bias, sample_size_bias
@@ -23,14 +23,14 @@ _BATCH = 32
 
 
 @dataclass(frozen=True)
-class Choice:
+class FeatureChoice:
     """The features, and the most samples."""
 
     extractor: str
     n: int
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> "Choice":
+    def of(cls, given: Mapping[str, Any]) -> "FeatureChoice":
         """From a link's or the controls' values, whatever they are."""
         return cls(
             state.one(given.get("extractor"), EXTRACTORS, "pixels"), state.one(given.get("n"), SIZES[2:], 1024)
@@ -46,7 +46,7 @@ def introduction() -> str:
     )
 
 
-def images(shelf: Shelf, ladder: Ladder, n: int, show: Show) -> Tensor:
+def images(shelf: Shelf, ladder: ShownLadder, n: int, show: Show) -> Tensor:
     """`2 n` samples of the teacher: the ladder's stored pool, or, where it has none, drawn now in 8 steps."""
     if isinstance(ladder, ZooLadder):
         return ladder.pool()[: 2 * n]
@@ -59,7 +59,7 @@ def images(shelf: Shelf, ladder: Ladder, n: int, show: Show) -> Tensor:
     return torch.cat(parts)
 
 
-def work(shelf: Shelf, ladder: Ladder, choice: Choice, show: Show) -> None:
+def work(shelf: Shelf, ladder: ShownLadder, choice: FeatureChoice, show: Show) -> None:
     """Shows (text, charts) as n grows."""
     show(("Loading the features' network …", ""))
     by = extractor(choice.extractor)
@@ -73,7 +73,7 @@ def work(shelf: Shelf, ladder: Ladder, choice: Choice, show: Show) -> None:
         show((f"This ladder has too few samples: {SIZES[0]} in each set are the least.", ""))
 
 
-def stored(ladder: Ladder, choice: Choice) -> str:
+def stored(ladder: ShownLadder, choice: FeatureChoice) -> str:
     """The same as it was measured when the ladder was built; how to measure it where it was not."""
     kept = ladder.report.get("bias", {}).get(choice.extractor, {"points": []})
     points = [point for point in (Bias(**values) for values in kept["points"]) if point.n <= choice.n]
@@ -111,7 +111,7 @@ def view(label: str, points: Sequence[Bias], live: bool) -> str:
     )
 
 
-def cards(ladder: Ladder) -> str:
+def cards(ladder: ShownLadder) -> str:
     """How the ladder's own figures were measured, one card for each metric."""
     first = {row.metric: row for row in reversed(ladder.rows)}
     if not first:
@@ -122,7 +122,7 @@ def cards(ladder: Ladder) -> str:
     return f"<h3>How this ladder's figures were measured {html.source(False)}</h3>" + "".join(parts)
 
 
-def code(ladder: Ladder, choice: Choice) -> str:
+def code(ladder: ShownLadder, choice: FeatureChoice) -> str:
     """Python that measures the last point."""
     line, expression = ladder.code(None)
     if isinstance(ladder, ZooLadder):
@@ -151,7 +151,7 @@ def code(ladder: Ladder, choice: Choice) -> str:
     )
 
 
-def _features(shelf: Shelf, ladder: Ladder, by: FeatureExtractor, n: int, show: Show) -> Tensor:
+def _features(shelf: Shelf, ladder: ShownLadder, by: FeatureExtractor, n: int, show: Show) -> Tensor:
     key = (ladder.name, by.name)
     held = shelf.features.get(key)
     if held is None or len(held) < 2 * n:
