@@ -63,8 +63,8 @@ def bench(
     `out` that cannot be written.
     """
     settings = _settings(preset)
-    optimization = replace(settings.teacher, batch=batch)
-    check_memory(size(settings.network, settings.output), settings.network.shape, optimization)
+    training = replace(settings.distill, batch=batch)
+    check_memory(size(settings.network, settings.output), settings.network.shape, training)
     if out is not None:
         check_place(out, "choose another --out")
     machine = Machine(device, "auto", compile)

@@ -148,7 +148,7 @@ def build(
 
 def check_apart(run: Path, out: Path) -> None:
     """Raise PdlabError where `out` and `run` are the same folder, or one lies inside the other."""
-    one, other = out.resolve(), run.resolve()
+    one, other = (Path(os.path.realpath(path)) for path in (out, run))  # also of links that lead nowhere
     if one == other or one in other.parents or other in one.parents:
         raise PdlabError(
             f"--out {out} and --run {run} lie inside one another: choose an --out apart from the run, whose files "

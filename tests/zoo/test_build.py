@@ -225,6 +225,14 @@ def test_run_and_ladder_lie_apart(run: str, out: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("target", ["ladder", "nowhere"])
+def test_a_link_is_no_place_for_a_ladder(target: str, tmp_path: Path) -> None:
+    (tmp_path / "ladder").symlink_to(target)  # to itself, or to nothing
+    with pytest.raises(PdlabError, match="exists and is no ladder"):
+        build_digits(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["ladder"]
+
+
 def test_a_ladder_between_its_two_renames_is_put_back(ladder: Ladder, tmp_path: Path) -> None:
     shutil.copytree(ladder.path, tmp_path / ".ladder.old")
     building.check_replaceable(tmp_path / "ladder")
