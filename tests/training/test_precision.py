@@ -13,22 +13,22 @@ from pdlab.diffusion.denoiser import Denoiser
 from pdlab.diffusion.prediction import OUTPUTS, Prediction
 from pdlab.diffusion.schedule import CosineSchedule, diffuse, per_example
 from pdlab.diffusion.weighting import WEIGHTINGS
+from pdlab.networks import registry
 from pdlab.networks.mlp import MLPConfig
 from pdlab.networks.unet import UNet
-from pdlab.training.checkpoint import build_network, data_shape
 from pdlab.training.machine import Machine
-from pdlab.training.presets import Network, presets
+from pdlab.training.presets import PRESETS
 
-SETTINGS = sorted({(p.logsnr_min, p.logsnr_max, p.weighting) for p in presets().values()})
+SETTINGS = sorted({(p.logsnr_min, p.logsnr_max, p.weighting) for p in PRESETS.values()})
 BF16 = Machine("cpu", "bf16")
 
 
 @cache
 def small(name: str, output: str) -> nn.Module:
     """A network of the preset's kind, patches and levels, but small."""
-    config: Network = presets()[name].network
+    config = PRESETS[name].network
     if isinstance(config, MLPConfig):
-        return build_network(replace(config, width=128, blocks=1, num_classes=0), output)
+        return registry.build(replace(config, width=128, blocks=1, num_classes=0), output)
     levels = max(2, config.image_levels)
     made = replace(
         config,
@@ -43,7 +43,7 @@ def small(name: str, output: str) -> nn.Module:
         num_classes=0,
         null_class=False,
     )
-    network = build_network(made, output)
+    network = registry.build(made, output)
     with torch.no_grad():
         for parameter in network.parameters():
             if not parameter.any():
@@ -86,7 +86,7 @@ def floor(network: nn.Module, output: str, schedule: CosineSchedule, weighting: 
     Near t = 0 an error of x is divided by sigma, near t = 1 one of eps by alpha.
     """
     generator = torch.Generator().manual_seed(0)
-    x = 2 * torch.rand(256, *data_shape(network.config), generator=generator) - 1  # type: ignore[arg-type]
+    x = 2 * torch.rand(256, *network.config.shape, generator=generator) - 1  # type: ignore[arg-type]
     close = torch.logspace(-7, -0.31, 128)
     t, eps = torch.cat([close, 1 - close]), torch.randn(x.shape, generator=generator)
     alpha, sigma = per_example(schedule.alpha(t), x), per_example(schedule.sigma(t), x)
