@@ -31,7 +31,7 @@ def test_quickstart_in_miniature(tmp_path: Path) -> None:
     for n in (2, 1):
         assert rows["distilled", n]["value"] < rows["teacher", n]["value"]
     card = rows["distilled", 2]["card"]
-    assert (card["n"], card["steps"], card["nfe"], card["seed"], card["ema"]) == (300, 2, 2, 3, False)
+    assert (card["n"], card["steps"], card["nfe"], card["seed"], card["ema"]) == (300, 2, 2, 3, True)
     assert rows["teacher", 8]["card"]["ema"] is True
     assert card["checkpoint"] == load(tmp_path / "student-0002").sha256
     cost = report["cost"]

@@ -300,7 +300,8 @@ def _presets() -> list[Preset]:
         weighting="snr+1",
         logsnr_max=3.5,
         teacher=Optimization(updates=4000, batch=128, lr=2e-3, warmup=200, anneal=True, ema=0.998),
-        distill=Optimization(updates=320, batch=256, lr=1e-3, anneal=True),
+        # With the average of a round's weights, 1 step ended 0.3 to 1.3 % lower in each of three seeds.
+        distill=Optimization(updates=320, batch=256, lr=1e-3, anneal=True, ema=0.98),
         first_steps=64,
         precision="fp32",
     )
