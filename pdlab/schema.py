@@ -7,6 +7,7 @@ that is whole and holds something else. A seal is no signature, and what a seale
 import dataclasses
 import hashlib
 import json
+import math
 import typing
 from collections.abc import Mapping
 from functools import lru_cache
@@ -38,6 +39,8 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+#: A schedule's bounds, which may be infinite. JSON has no infinity: null stands for it there.
+_BOUNDS = {"logsnr_min": -math.inf, "logsnr_max": math.inf}
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -70,6 +73,16 @@ def parse(content: bytes, what: str) -> Any:
         raise Damaged(what, "its brackets are nested too deeply") from None
     except ValueError as error:
         raise Damaged(what, f"{reason(error)[:200]}") from None
+
+
+def without_infinities(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`settings` for JSON: the bounds of a schedule that are infinite become null."""
+    return {name: None if name in _BOUNDS and value == _BOUNDS[name] else value for name, value in settings.items()}
+
+
+def with_infinities(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `without_infinities`."""
+    return {name: _BOUNDS.get(name) if value is None else value for name, value in settings.items()}
 
 
 def conform(value: Any, kind: Any, what: str) -> Any:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from pdlab import cli
+from pdlab.errors import PdlabError
 from pdlab.files import alone, digest_of
 from pdlab.training.checkpoint import load
 from pdlab.training.presets import PRESETS, override, preset
@@ -465,6 +468,22 @@ def test_presets_are_listed_and_shown_as_what_set_takes(pdlab) -> None:
         changes = {field: value for field, value in lines.items() if value not in ("None", "")}
         assert override(preset(name), changes) == preset(name)
     refused(pdlab("presets", "mnist"), "unknown preset 'mnist'")
+
+
+def test_a_folder_is_resized_as_the_preset_says(pdlab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def load(name: str, split: str, root: Path, size: int, download: bool, resize: str) -> None:
+        asked.append((name, size, resize))
+        raise PdlabError("enough")
+
+    monkeypatch.setattr("pdlab.data.load", load)
+    for name in ("lsun128", "imagenet64"):
+        refused(pdlab("train", name, "--run", tmp_path / "r", "--data", tmp_path), "enough")
+        model = SimpleNamespace(preset=preset(name), info={"data": {"name": "folder"}})
+        with pytest.raises(PdlabError, match="enough"):  # as `distill` and `evaluate` take their teacher's data
+            cli._data_of(model, tmp_path, None, False)
+    assert asked == [("folder", 128, "bilinear")] * 2 + [("folder", 64, "box")] * 2
 
 
 def test_a_teacher_grows_from_a_smaller_one(pdlab, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ The sha256 of the weights is the checkpoint's name in reports and lineage.
 import contextlib
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,7 +104,7 @@ class Info(TypedDict):
 
 
 class Bounds(TypedDict):
-    """A schedule's; null is infinite, for JSON has no infinity."""
+    """A schedule's; null is infinite, see `pdlab.schema`."""
 
     logsnr_min: schema.Finite | None
     logsnr_max: schema.Finite | None
@@ -190,10 +189,9 @@ def save(
     header = {
         "network": registry.to_json(registry.config_of(denoiser)),
         "output": denoiser.output,
-        "schedule": {
-            "logsnr_min": _finite(schedule.logsnr_min),
-            "logsnr_max": _finite(schedule.logsnr_max),
-        },
+        "schedule": schema.without_infinities(
+            {"logsnr_min": schedule.logsnr_min, "logsnr_max": schedule.logsnr_max}
+        ),
         "bounded": denoiser.bounded,
         "steps": denoiser.steps,
         "info": info,
@@ -349,10 +347,7 @@ def _described(header: dict[str, Any], what: str, network: nn.Module | None) -> 
                 network = registry.build(config, header["output"])
         elif isinstance(network, nn.Module) and not any(p.is_meta for p in network.parameters()):
             network = network.float()
-        bounds = header["schedule"]
-        schedule = CosineSchedule(
-            _infinite(bounds["logsnr_min"], -math.inf), _infinite(bounds["logsnr_max"], math.inf)
-        )
+        schedule = CosineSchedule(**schema.with_infinities(header["schedule"]))
         return Denoiser(
             network,
             header["output"],
@@ -377,11 +372,3 @@ def _check_info(info: dict[str, Any], what: str) -> None:
     if info:
         schema.conform(info, Info, f"{what}: info")
         from_dict(info["preset"], f"{what}: info.preset")
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None  # JSON has no infinity
-
-
-def _infinite(value: float | None, infinity: float) -> float:
-    return infinity if value is None else value

@@ -327,8 +327,7 @@ def preset(name: str) -> Preset:
 
 def to_dict(preset: Preset) -> dict[str, Any]:
     """`preset` as plain JSON (an infinite bound becomes null); `from_dict` undoes it."""
-    settings = dataclasses.asdict(preset) | {"network": registry.to_json(preset.network)}
-    return {k: None if isinstance(v, float) and math.isinf(v) else v for k, v in settings.items()}
+    return schema.without_infinities(dataclasses.asdict(preset) | {"network": registry.to_json(preset.network)})
 
 
 def from_dict(settings: dict[str, Any], what: str = "these settings") -> Preset:
@@ -336,9 +335,7 @@ def from_dict(settings: dict[str, Any], what: str = "these settings") -> Preset:
 
     Raises PdlabError that names `what` and the field unless it is one.
     """
-    bounds = {"logsnr_min": -math.inf, "logsnr_max": math.inf}
-    values = {name: bounds.get(name) if value is None else value for name, value in settings.items()}
-    found: Preset = schema.conform(values, Preset, what)
+    found: Preset = schema.conform(schema.with_infinities(settings), Preset, what)
     return found
 
 

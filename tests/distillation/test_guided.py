@@ -20,6 +20,7 @@ from pdlab.networks.registry import conditioning
 from pdlab.training.checkpoint import load
 from pdlab.training.loop import Stopped, Upkeep, fit
 from pdlab.training.machine import Machine
+from pdlab.training.objective import TIMES
 from pdlab.training.presets import Optimization, Preset, override, preset
 from pdlab.training.run import Run
 from pdlab.training.teacher import train
@@ -189,6 +190,20 @@ def settings() -> Preset:
         "first_steps": "4",
     }
     return override(preset("digits"), changes)
+
+
+@pytest.mark.parametrize(("one", "other"), [("stratified", "independent"), ("independent", "stratified")])
+def test_every_stage_draws_its_times_as_its_settings_say(
+    one: str, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    for name, draw in list(TIMES.items()):
+        monkeypatch.setitem(TIMES, name, lambda *how, n=name, d=draw: (drawn.append(n), d(*how))[1])
+    own, digits = override(settings(), {"teacher.times": one, "guide.times": other, "distill.times": one}), "digits"
+    with Run(tmp_path) as run:
+        teacher = load(train(own, load_data(digits), run, CPU))
+        distill(teacher, load_data(digits), own, run, CPU, first=4)
+    assert drawn == [one] * 12 + [other] * 12 + [one] * (2 * 8 + 2 * 8)
 
 
 def test_a_run_makes_the_guided_student_then_its_rounds(tmp_path: Path) -> None:

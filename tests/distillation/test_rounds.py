@@ -15,7 +15,7 @@ from pdlab.errors import PdlabError
 from pdlab.networks.mlp import MLP, MLPConfig
 from pdlab.training.loop import fit
 from pdlab.training.machine import Machine
-from pdlab.training.objective import TIMES, DiffusionObjective, independent_times, stratified_times
+from pdlab.training.objective import DiffusionObjective, independent_times, stratified_times
 from pdlab.training.presets import Optimization
 
 
@@ -65,18 +65,6 @@ def test_independent_times_are_uniform_and_know_nothing_of_one_another() -> None
     assert (torch.corrcoef(t.T) - torch.eye(8)).abs().max() < 5 / len(t) ** 0.5
     eighths = (t * 8).ceil()
     assert 0 < (eighths.sort(1).values.diff() == 0).any(1).float().mean() < 1  # stratified: never
-
-
-@pytest.mark.parametrize("times", ["stratified", "independent"])
-def test_a_round_draws_its_times_as_its_settings_say(times: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[str] = []
-    for name, draw in list(TIMES.items()):
-        monkeypatch.setitem(TIMES, name, lambda *args, n=name, d=draw: (drawn.append(n), d(*args))[1])
-    mixture = GaussianMixture(torch.tensor([[0.8, 0.3]]), torch.tensor([0.25]))
-    teacher = Denoiser(MLP(MLPConfig((2,), width=16, blocks=1)), "v", bounded=False)
-    rounds = Ladder(teacher, MixtureSource(mixture), Machine("cpu", "fp32"), weighting="snr+1")
-    rounds.descend(4, Optimization(updates=2, batch=8, lr=1e-3, times=times))  # type: ignore[arg-type]
-    assert drawn == [times] * 2
 
 
 def test_i_covers_the_grid_evenly() -> None:

@@ -17,7 +17,7 @@ from pdlab.training.ema import EMA
 from pdlab.training.log import Log
 from pdlab.training.loop import Stopped, Trained, Upkeep, fit, lr_factor
 from pdlab.training.machine import Machine
-from pdlab.training.objective import TIMES, DiffusionObjective
+from pdlab.training.objective import DiffusionObjective
 from pdlab.training.presets import Optimization, override, preset
 from pdlab.training.run import Run
 from pdlab.training.teacher import new_denoiser, train
@@ -177,19 +177,6 @@ def test_a_run_keeps_its_settings(tmp_path: Path) -> None:
     assert first.info["cost"]["images"] == 30 * 32
     # The state it ended in stays, for more updates.
     assert [path.name for path in (tmp_path / "progress").iterdir()] == ["teacher-00000030"]
-
-
-@pytest.mark.parametrize("times", ["stratified", "independent"])
-def test_a_teacher_draws_its_times_as_its_settings_say(
-    times: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn: list[str] = []
-    for name, draw in list(TIMES.items()):
-        monkeypatch.setitem(TIMES, name, lambda *args, n=name, d=draw: (drawn.append(n), d(*args))[1])
-    settings = override(TINY, {"teacher.times": times, "teacher.updates": "2"})
-    with Run(tmp_path) as run:
-        train(settings, data.load("digits"), run, Machine("cpu", "fp32"))
-    assert drawn == [times] * 2
 
 
 def test_other_data_is_refused(tmp_path: Path) -> None:
