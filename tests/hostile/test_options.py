@@ -227,3 +227,14 @@ def test_a_benchmark_that_cannot_end_well_does_not_begin(option: str, message: s
     assert outcome.code == 2
     assert message in outcome.err
     assert "repeats; load" not in outcome.out
+
+
+@pytest.mark.parametrize("place", [".", "..", "/"])
+@pytest.mark.parametrize("option", ["--run", "--out"])
+def test_a_folder_without_a_name_is_no_traceback(option: str, place: str, home: Path, tmp_path: Path) -> None:
+    (tmp_path / "in" / "here").mkdir(parents=True)
+    args = command_line("zoo build", tmp_path / "in")
+    with pytest.MonkeyPatch.context() as patch, little_work():
+        patch.chdir(tmp_path / "in" / "here")
+        outcome = attempt([*args, f"{option}={place}"], tmp_path)
+    assert outcome.code == (0 if (option, place) in (("--run", "."), ("--run", "..")) else 2), outcome.err
