@@ -495,12 +495,12 @@ def zoo_build(
         raise PdlabError("FID is measured beside where Inception's weights are at hand: choose other --features")
     how = adjusted(how, n, extractor(features.value, shape=source.shape).dim)
     earlier = [(stage, _images(stage, data)) for stage in map(preset, how.grown_from)]
-    run = run or Path("runs") / name
+    run = _named(run or Path("runs") / name)
     machine = Machine(device.value, settings.precision, compile)
     with Log(run) as log:
         log.say(f"{name} on {source.name}, {machine.describe()}; figures of {how.n:,} samples")
         held_out = _held_out_of(settings.data, data, settings.size)
-        place = out or run.with_name(f"{run.name}-zoo")
+        place = _named(out or Path(f"{run}-zoo"))
         build(
             name,
             settings,
@@ -671,6 +671,11 @@ def _picture(machine: Any) -> Any:
     from pdlab.report import draw_snapshot
 
     return partial(draw_snapshot, machine=machine)
+
+
+def _named(path: Path) -> Path:
+    """`path` with a name of its own, to put others beside it: "." has none."""
+    return path if path.name not in ("", "..") else Path(os.path.abspath(path))
 
 
 def _counts(text: str) -> list[int]:

@@ -158,8 +158,9 @@ def alone(path: Path, busy: str, remedy: str = "choose another place") -> Iterat
             lock.unlink(missing_ok=True)
 
 
-def unlock(path: Path) -> None:
-    """Remove what a process that was killed while it was `alone` with `path` has left."""
+def tidy(path: Path) -> None:
+    """Remove what a process has left that was killed when `path` was made, but not all else put away."""
+    sweep(path.parent)
     if _lock_of(path).is_file():
         with contextlib.suppress(PdlabError, OSError), alone(path, "it is not left but held"):
             pass

@@ -20,7 +20,7 @@ from rich.progress import (
 
 from pdlab import console
 from pdlab.errors import PdlabError, reason
-from pdlab.files import alone, atomic_folder, digest_of, open_regular, scratch, settle, unlock
+from pdlab.files import alone, atomic_folder, digest_of, open_regular, scratch, settle, tidy
 
 CHUNK = 1 << 20
 TIMEOUT = 30.0  # seconds without a byte
@@ -38,7 +38,7 @@ def download(url: str, dest: Path, *, sha256: str, most: int = 1 << 30) -> Path:
             process that fetches the same file.
     """
     if dest.is_file() and digest_of(dest) == sha256.lower():
-        unlock(dest)
+        tidy(dest)
         return dest
     try:
         with (

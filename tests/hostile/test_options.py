@@ -18,6 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdlab import bench, files, quickstart, zoo
+from pdlab.metrics import gauge
+from pdlab.metrics.features import extractor
 from pdlab.networks.unet import UNetConfig
 from pdlab.report import _fields
 from pdlab.training.presets import Preset, preset
@@ -172,6 +174,7 @@ def little_work() -> Iterator[None]:
         patch.setattr(recipe, "_RECIPES", {"digits": LadderRecipe(n=65, ddim=2, others=1, nus=(), pool=16)})
         patch.setattr(build, "build", partial(build.build, seconds=0.01))
         patch.setattr(build, "matrix_rate", lambda _: 1e9)
+        patch.setattr(gauge, "extractor", lambda _, **how: extractor("pixels", **how))
         patch.setattr(gradio.Blocks, "block_thread", lambda app: app.close(verbose=False))  # as Ctrl-C does
         patch.setenv("PDLAB_DATA", "/nowhere")
         yield
@@ -224,3 +227,14 @@ def test_a_benchmark_that_cannot_end_well_does_not_begin(option: str, message: s
     assert outcome.code == 2
     assert message in outcome.err
     assert "repeats; load" not in outcome.out
+
+
+@pytest.mark.parametrize("place", [".", "..", "/"])
+@pytest.mark.parametrize("option", ["--run", "--out"])
+def test_a_folder_without_a_name_is_no_traceback(option: str, place: str, home: Path, tmp_path: Path) -> None:
+    (tmp_path / "in" / "here").mkdir(parents=True)
+    args = command_line("zoo build", tmp_path / "in")
+    with pytest.MonkeyPatch.context() as patch, little_work():
+        patch.chdir(tmp_path / "in" / "here")
+        outcome = attempt([*args, f"{option}={place}"], tmp_path)
+    assert outcome.code == (0 if (option, place) in (("--run", "."), ("--run", "..")) else 2), outcome.err
