@@ -1,16 +1,31 @@
-"""Pictures and tables as HTML: images inline (no file is written or served), with text for who cannot see them."""
+"""Pictures and tables as HTML: images inline (no file is written or served), with text for who cannot see them.
+
+What is HTML is `Markup`; text that is put into it, here, by a template or by `Markup.format`, is escaped.
+"""
 
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from html import escape
+from pathlib import Path
+from typing import Any
 
 import torch
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
 from pdlab.figures.mosaic import mosaic
 from pdlab.metrics.card import Row
+
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    finalize=lambda value: "" if value is None else value,
+)
+_MACROS: Any = _TEMPLATES.get_template("html.j2").module
 
 
 def png(sheet: Tensor) -> str:
@@ -20,42 +35,38 @@ def png(sheet: Tensor) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def picture(images: Tensor, alt: str, columns: int | None = None) -> str:
+def picture(images: Tensor, alt: str, columns: int | None = None) -> Markup:
     """Images uint8 `[n, C, H, W]` as one grid; browsers enlarge it pixel by pixel. `alt` says what it shows."""
     columns = columns or max(1, round(len(images) ** 0.5))
     opaque = mosaic(torch.zeros_like(images[:, :1]), columns)[..., :1] == 0  # gaps let the page shine through
     sheet = torch.cat([mosaic(images, columns), 255 * opaque.to(torch.uint8)], -1)
-    return f'<img class="pixels" src="{png(sheet)}" alt="{escape(alt)}">'
+    return Markup('<img class="pixels" src="{}" alt="{}">').format(png(sheet), alt)
 
 
-def source(live: bool) -> str:
+def source(live: bool) -> Markup:
     """The badge that says where a picture comes from."""
-    return f'<span class="badge">{"live" if live else "precomputed"}</span>'
+    return Markup('<span class="badge">{}</span>').format("live" if live else "precomputed")
 
 
-def note(text: str, kind: str = "note") -> str:
+def note(text: str, kind: str = "note") -> Markup:
     """A paragraph; `kind` "error" for what went wrong, with its remedy."""
-    role = ' role="alert"' if kind == "error" else ""
-    return f'<p class="{kind}"{role}>{escape(text)}</p>'
+    role = Markup(' role="alert"') if kind == "error" else ""
+    return Markup('<p class="{}"{}>{}</p>').format(kind, role, text)
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[object]], caption: str) -> str:
-    """A table; the first cell of a row heads it. Cells are text; `Markup` is left as it is."""
-    head = "".join(f'<th scope="col">{_cell(text)}</th>' for text in headers)
-    body = "".join(
-        f'<tr><th scope="row">{_cell(row[0])}</th>'
-        + "".join(f"<td>{_cell(cell)}</td>" for cell in row[1:])
-        + "</tr>"
-        for row in rows
-    )
-    return (
-        f'<div class="scroll"><table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+def table(headers: Sequence[str], rows: Sequence[Sequence[object]], caption: str) -> Markup:
+    """A table; the first cell of a row heads it."""
+    return _MACROS.table(headers, rows, caption)
 
 
-class Markup(str):
-    """HTML that a table takes as it is."""
+def sheet(
+    columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], caption: str, narrow: bool = False
+) -> Markup:
+    """A table of pictures: a heading above each column, the name of each row on a line of its own above it.
+
+    The columns of a `narrow` one hold a single small picture each.
+    """
+    return _MACROS.sheet(columns, rows, caption, narrow)
 
 
 def steps_text(steps: int) -> str:
@@ -73,7 +84,7 @@ def calls_text(calls: int) -> str:
     return f"{calls} network call" + ("" if calls == 1 else "s")
 
 
-def card(row: Row) -> str:
+def card(row: Row) -> Markup:
     """How a figure was measured, as a table."""
     c = row.card
     reference = c.reference
@@ -96,25 +107,3 @@ def card(row: Row) -> str:
         "versions": ", ".join(f"{name} {version}" for name, version in c.versions.items()),
     }
     return table(("", f"Card: {row.model}, {steps_text(row.steps)}"), list(lines.items()), "How it was measured")
-
-
-def _cell(value: object) -> str:
-    return value if isinstance(value, Markup) else escape("" if value is None else str(value))
-
-
-def sheet(
-    columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], caption: str, narrow: bool = False
-) -> str:
-    """A table of pictures: a heading above each column, the name of each row on a line of its own above it.
-
-    The columns of a `narrow` one hold a single small picture each.
-    """
-    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in columns)
-    body = "".join(
-        f'<tr class="name"><th scope="rowgroup" colspan="{len(columns)}">{name}</th></tr><tr>'
-        + "".join(f"<td>{cell}</td>" for cell in cells)
-        + "</tr>"
-        for name, cells in rows
-    )
-    kind = f'class="sheet narrow" style="max-width: {68 * len(columns)}px"' if narrow else 'class="sheet"'
-    return f"<table {kind}><caption>{caption}</caption><thead><tr>{head}</tr></thead>{body}</table>"

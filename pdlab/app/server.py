@@ -173,7 +173,7 @@ def _restored(shelf: Shelf, name: str, tab: Tab, parameters: state.Query) -> Seq
         try:
             values = list(tab.restore(None if tab.alone else shelf.ladder(name), given))
             if said:
-                values[len(tab.controls)] = said + values[len(tab.controls)]
+                values[len(tab.controls)] = f"{said}{values[len(tab.controls)]}"
             return values
         except PdlabError as error:
             said = html.note(str(error), "error")

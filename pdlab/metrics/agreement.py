@@ -11,8 +11,7 @@ from torch.nn import functional as F
 from pdlab.data.source import ImageSource
 from pdlab.errors import PdlabError
 from pdlab.metrics.features import FeatureExtractor
-from pdlab.metrics.reference import Progress, cache_path, keep, reference_features
-from pdlab.metrics.store import read_tensors, write_tensors
+from pdlab.metrics.reference import Progress, cache_path, keep, kept, reference_features
 
 L2, ITERATIONS = 1e-2, 100
 
@@ -75,12 +74,10 @@ def reference_probe(source: ImageSource, extractor: FeatureExtractor, progress: 
     """
     labels = _labels(source)
     path = cache_path(f"probe-{L2:g}-{ITERATIONS}", source, extractor)
-    try:
-        tensors = read_tensors(path)[0]
-        return Probe(tensors["weight"], tensors["bias"])
-    except (PdlabError, KeyError):
-        probe = fit_probe(reference_features(source, extractor, progress=progress), labels, source.num_classes)
-    keep(path, lambda: write_tensors(path, {"weight": probe.weight, "bias": probe.bias}, {}))
+    if found := kept(path, "weight", "bias"):
+        return Probe(*found)
+    probe = fit_probe(reference_features(source, extractor, progress=progress), labels, source.num_classes)
+    keep(path, weight=probe.weight, bias=probe.bias)
     return probe
 
 

@@ -9,19 +9,30 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict
 
+from pdlab import schema
 from pdlab.data import cache_dir
+from pdlab.data.cache import CACHE_REMEDY
 from pdlab.data.source import ImageSource
 from pdlab.errors import PdlabError
+from pdlab.files import discard
 from pdlab.metrics.features import FeatureExtractor
 from pdlab.metrics.frechet import frechet_distance
 from pdlab.metrics.kernel import kernel_distance
 from pdlab.metrics.statistics import FeatureStatistics
-from pdlab.metrics.store import read_tensors, write_tensors
+from pdlab.tensors import read_tensors, write_folder
 
 Progress = Callable[[int, int], None]  # images done, images in all
 
 _CHUNK = 512  # images between two calls of a progress
+
+
+class Kept(TypedDict):
+    """features.json of the cache without its seal; `name` is that of the folder it was written as."""
+
+    sha256: schema.Sha256
+    name: str
 
 
 def reference_features(
@@ -34,7 +45,7 @@ def reference_features(
     """The features `[N, dim]` of the source's images, from the cache when they are there.
 
     `limit` takes that many images, drawn without replacement from `seed`: a source may be ordered by class.
-    The cache file is named by the hash of the images' digest, the draw and `extractor.describe()`; a damaged
+    The cache folder is named by the hash of the images' digest, the draw and `extractor.describe()`; a damaged
     one is computed anew. Pixels are not cached, being quicker to compute than to read.
     """
     if extractor.name == "pixels":
@@ -42,13 +53,11 @@ def reference_features(
     path = cache_path("features", source, extractor, limit, seed)
     rows = _rows(source, limit, seed)
     whole = cache_path("features", source, extractor)
-    for kept, taken in ((path, slice(None)), (whole, rows)):
-        try:
-            return read_tensors(kept)[0]["features"][taken]
-        except (PdlabError, KeyError):
-            pass
+    for folder, taken in ((path, slice(None)), (whole, rows)):
+        if found := kept(folder, "features"):
+            return found[0][taken]
     features = torch.cat(list(_batches(source, extractor, limit, progress, seed)))
-    keep(path, lambda: write_tensors(path, {"features": features}, {}))
+    keep(path, features=features)
     return features
 
 
@@ -61,17 +70,15 @@ def reference_statistics(
 ) -> FeatureStatistics:
     """Mean and covariance of `reference_features`, cached in the same way."""
     path = cache_path("statistics", source, extractor, limit, seed)
-    try:
-        return FeatureStatistics.load(path)
-    except PdlabError:
-        pass
+    if found := kept(path, "n", "mean", "scatter"):
+        return FeatureStatistics.from_parts(*found)
     if extractor.name == "pixels":  # streamed: as float64, the features of a large source fill the memory
         statistics = FeatureStatistics()
         for features in _batches(source, extractor, limit, progress, seed):
             statistics.update(features)
     else:
         statistics = FeatureStatistics.of(reference_features(source, extractor, limit, progress, seed))
-    keep(path, lambda: statistics.save(path))
+    keep(path, **statistics.parts())
     return statistics
 
 
@@ -166,12 +173,24 @@ def cache_path(
     drawn = None if limit is None or limit >= size else [limit, seed]
     content = {"format": 1, "images": source.digest, "drawn": drawn, "extractor": extractor.describe()}
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return cache_dir() / "features" / f"{key}.{kind}.safetensors"
+    return cache_dir() / "features" / f"{key}.{kind}"
 
 
-def keep(path: Path, write: Callable[[], None]) -> None:
-    """Write to the cache, or warn."""
+def kept(path: Path, *names: str) -> list[Tensor] | None:
+    """The tensors `names` of a folder of the cache; None where it is missing, damaged or something else."""
     try:
-        write()
+        header = schema.read(path / "features.json", Kept)
+        tensors = read_tensors(path / "features.safetensors", header["sha256"])
+        return [tensors[name] for name in names] if header["name"] == path.name else None
+    except (PdlabError, OSError, KeyError):
+        return None
+
+
+def keep(path: Path, **tensors: Tensor) -> None:
+    """Write to the cache, in the place of what cannot be used there, or warn."""
+    discard(path)
+    try:
+        write_folder(path, "features", tensors, {"name": path.name}, CACHE_REMEDY)
     except PdlabError as error:  # a full or read-only disk costs time later, not the figure now
-        warnings.warn(f"not cached: {error}", stacklevel=3)
+        if kept(path, *tensors) is None:  # else another process was quicker
+            warnings.warn(f"not cached: {error}", stacklevel=3)

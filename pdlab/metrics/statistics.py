@@ -1,12 +1,9 @@
 """Mean and covariance of features, gathered batch by batch in float64."""
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from pdlab.errors import PdlabError
-from pdlab.metrics.store import read_tensors, write_tensors
 
 
 class FeatureStatistics:
@@ -82,18 +79,13 @@ class FeatureStatistics:
         self._mean += d * (other.n / n)
         self.n = n
 
-    def save(self, path: Path) -> None:
-        """Write to `path` as safetensors, atomically; PdlabError if that cannot be done."""
-        write_tensors(path, {"mean": self._mean, "scatter": self._scatter}, {"n": str(self.n)})
+    def parts(self) -> dict[str, Tensor]:
+        """What `from_parts` makes the same statistics of: n, the mean and the scatter."""
+        return {"n": torch.tensor(self.n), "mean": self._mean, "scatter": self._scatter}
 
     @classmethod
-    def load(cls, path: Path) -> "FeatureStatistics":
-        """Read what `save` wrote; PdlabError if it is missing, damaged or something else."""
-        tensors, metadata = read_tensors(path)
+    def from_parts(cls, n: Tensor, mean: Tensor, scatter: Tensor) -> "FeatureStatistics":
+        """The statistics whose `parts` these are."""
         statistics = cls()
-        try:
-            statistics.n = int(metadata["n"])
-            statistics._mean, statistics._scatter = tensors["mean"], tensors["scatter"]
-        except (KeyError, ValueError) as error:
-            raise PdlabError(f"{path} does not hold the statistics of features") from error
+        statistics.n, statistics._mean, statistics._scatter = int(n), mean, scatter
         return statistics

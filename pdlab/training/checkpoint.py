@@ -3,47 +3,30 @@
     NAME/model.safetensors    the weights, float32 (or float16 in the zoo)
     NAME/model.json           everything else, with the sha256 of the weights
 
-The folder is filled under a temporary name, flushed to disk and renamed, and never changed afterwards. Nothing
-is pickled, and nothing that a file says is believed: types, sizes and hashes are checked before memory is taken.
+How they are written and checked is `pdlab.tensors`; a checkpoint is never changed afterwards.
 The sha256 of the weights is the checkpoint's name in reports and lineage.
 """
 
 import contextlib
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from typing_extensions import NotRequired, TypedDict
 
-from pdlab import memory, schema
+from pdlab import schema
 from pdlab.diffusion.denoiser import Denoiser
 from pdlab.diffusion.schedule import CosineSchedule
-from pdlab.errors import Damaged, PdlabError, reason
-from pdlab.files import atomic_folder, read_bytes
+from pdlab.errors import PdlabError, reason
 from pdlab.networks import registry
+from pdlab.tensors import read_tensors, shapes_of, write_folder
 from pdlab.training.presets import Optimization, Preset, from_dict
 
-Shapes = Mapping[str, torch.Size]
-_MOST_HEADER = 4 << 20  # of a safetensors file: names and shapes
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+#: What to do when a run's folders cannot be written.
+REMEDY = "choose another --run, then give the same command again: what was there before is unchanged"
 
 
 class Data(TypedDict):
@@ -196,7 +179,7 @@ def save(
         "steps": denoiser.steps,
         "info": info,
     }
-    return write_folder(path, "model", weights or denoiser.network.state_dict(), header)
+    return write_folder(path, "model", weights or denoiser.network.state_dict(), header, REMEDY)
 
 
 def load(path: Path | str, network: nn.Module | None = None) -> Checkpoint:
@@ -244,77 +227,6 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return [path for _, _, path in sorted(found)]
 
 
-def write_folder(path: Path, stem: str, tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
-    """Write `path/stem.safetensors` and `path/stem.json` as a new folder, atomically; returns the sha256."""
-    remedy = "choose another --run, then give the same command again: what was there before is unchanged"
-    with atomic_folder(path, remedy) as folder:
-        digest = _write_hashed(folder / f"{stem}.safetensors", tensors)
-        (folder / f"{stem}.json").write_bytes(schema.sealed({"sha256": digest, **header}))
-    return digest
-
-
-def _write_hashed(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write what `safetensors.torch.save_file` would, one tensor after the other; returns its sha256.
-
-    The library's own writer hands out no bytes, and a state of gigabytes would have to be read again for its hash.
-    """
-    entries: dict[str, Any] = {}
-    end = 0
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # so that each is aligned
-    for name in order:
-        begin, end = end, end + tensors[name].numel() * tensors[name].element_size()
-        kind, shape = _DTYPES[tensors[name].dtype], list(tensors[name].shape)
-        entries[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
-    header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    digest = hashlib.sha256()
-    with path.open("xb") as file:
-        for part in (len(header).to_bytes(8, "little"), header):
-            digest.update(part)
-            file.write(part)
-        for name in order:
-            data = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-            digest.update(data)
-            file.write(data)
-    return digest.hexdigest()
-
-
-def read_weights(
-    path: Path, sha256: str, expected: Shapes | None = None, what: str = "its JSON"
-) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, read once; of the shapes `expected` by `what`, if given.
-
-    Raises Damaged for a wrong size or hash, PdlabError for other shapes, OSError as `open` has it.
-    """
-    size = path.stat().st_size
-    if expected is not None and size > (most := _MOST_HEADER + 8 * sum(s.numel() for s in expected.values())):
-        raise Damaged(path, f"it has {size:,} bytes, and its weights take at most {most:,}")
-    memory.check(2 * size, str(path), "close other programs, or use a larger machine")
-    content = read_bytes(path, size)
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise Damaged(path, "its sha256 is not the one in the JSON beside it")
-    try:
-        tensors = safetensors.torch.load(content)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise PdlabError(f"{path} holds no weights: {reason(error)}") from None
-    if expected is not None and (wrong := _differing(shapes_of(tensors), expected)):
-        raise PdlabError(f"{path} does not hold the weights that {what} describes: {wrong}")
-    return tensors
-
-
-def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
-    """The shapes of tensors by name."""
-    return {name: tensor.shape for name, tensor in tensors.items()}
-
-
-def _differing(found: Shapes, expected: Shapes) -> str | None:
-    for name in sorted({*found, *expected}):
-        if found.get(name) != expected.get(name):
-            one, other = (list(s[name]) if name in s else "absent" for s in (found, expected))
-            return f"{name} is {one}, not {other}"
-    return None
-
-
 def _load(path: Path, network: nn.Module | None = None) -> Checkpoint:
     if not path.exists():
         raise PdlabError(f"there is no checkpoint {path}")
@@ -326,7 +238,7 @@ def _load(path: Path, network: nn.Module | None = None) -> Checkpoint:
         denoiser = _described(header, f"{path / 'model.json'}", network)
         expected = shapes_of(denoiser.network.state_dict())
         into = f"network {type(network).__name__}" if network is not None else "its JSON"
-        tensors = read_weights(path / "model.safetensors", header["sha256"], expected, into)
+        tensors = read_tensors(path / "model.safetensors", header["sha256"], expected, into)
     except FileNotFoundError as error:
         raise PdlabError(f"{path} is not a checkpoint: it has no {Path(error.filename).name}") from None
     for name, tensor in tensors.items():
@@ -362,7 +274,7 @@ def _described(header: dict[str, Any], what: str, network: nn.Module | None) -> 
 
 def _is_good(path: Path) -> bool:
     try:
-        read_weights(path / "model.safetensors", read_header(path)["sha256"])
+        read_tensors(path / "model.safetensors", read_header(path)["sha256"])
     except (PdlabError, OSError):
         return False
     return True

@@ -27,7 +27,8 @@ from typing_extensions import NotRequired, TypedDict
 from pdlab import schema
 from pdlab.errors import Damaged, PdlabError, reason
 from pdlab.files import discard, set_aside, sweep, write
-from pdlab.training.checkpoint import Change, Shapes, read_weights, write_folder
+from pdlab.tensors import Shapes, read_tensors, write_folder
+from pdlab.training.checkpoint import REMEDY, Change
 
 
 class State(TypedDict):
@@ -161,7 +162,7 @@ class Run:
             raise PdlabError(f"{self.path} was moved or removed meanwhile: put it back, then give the same command")
         path = self._state(stage, k)
         if not path.exists():
-            write_folder(path, "state", tensors, {"updates": k, **header})
+            write_folder(path, "state", tensors, {"updates": k, **header}, REMEDY)
         for old in self._states(stage)[:-2]:
             discard(old)
 
@@ -209,7 +210,7 @@ def _read_state(path: Path, stage: str, expected: Shapes | None) -> tuple[dict[s
         header = schema.read(path / "state.json", State)
         if path.name != f"{stage}-{header['updates']:08d}":
             raise Damaged(path, f"its state.json is that of update {header['updates']}")
-        tensors = read_weights(path / "state.safetensors", header["sha256"], expected)
+        tensors = read_tensors(path / "state.safetensors", header["sha256"], expected)
     except FileNotFoundError as error:
         raise Damaged(path, f"it has no {Path(error.filename).name}") from None
     return tensors, header

@@ -1,13 +1,18 @@
-"""A ladder's picture and its README, made from its report: no figure is typed by hand."""
+"""A ladder's picture and its README, made from its report: no figure is typed by hand.
+
+The README's words are in README.md.j2, what stands in its tables is here.
+"""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from pdlab.figures.grids import class_grid, sample_grid
-from pdlab.metrics.card import Row, by_sampler
+from pdlab.metrics.card import Kind, Row, by_sampler
 
 COLUMNS = (64, 16, 8, 4, 2, 1)
 SAMPLERS = {
@@ -17,6 +22,17 @@ SAMPLERS = {
     "heun": "Heun (one evaluation less)",
     "dpm-solver++": "DPM-Solver++(2M)",
 }
+SHARES: tuple[Kind, ...] = ("agreement", "precision", "recall")
+
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    keep_trailing_newline=True,
+    autoescape=False,  # Markdown
+)
+_TEMPLATES.filters["f"] = format  # as in an f-string
+_README = _TEMPLATES.get_template("README.md.j2")
 
 
 def picture(
@@ -64,130 +80,66 @@ def _captions(report: Mapping[str, Any], kind: str, guidance: float, between: st
 
 def page(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     """The README of a ladder's folder: what it is, how it was made, what it measures, how to make it again."""
-    name, data = manifest["name"], manifest["data"]
     weights, shown = manifest["recipe"]["guidances"], manifest["guidance"]["shown"]
-    values = by_sampler(report, shown)
-    row = next(iter(next(iter(values.values())).values()))
-    cost, floor = report["cost"], report["real"]["frechet"]
-    size = "×".join(str(side) for side in data["shape"])
-    lines = [
-        f"# {name}",
-        "",
-        f"A teacher and its students, trained on {data['name']} ({size}, {data['split']} split) by preset "
-        f"`{manifest['preset']}` on: {manifest['rungs'][0]['device']}. The weights are float16; they were "
-        "measured as they are here, and are computed with in float32 or bfloat16.",
-        "",
-        "![The same noises, undistilled above, distilled below, from 64 steps to 1](samples.png)",
-        "",
-        f"{row.metric} (lower is better) of {row.card.n:,} samples against {row.card.reference['size']:,} images, "
-        f"± the standard error over draws; real images score {floor['value']:.3g} ({floor['how']}). It is "
-        "comparable only with figures of equal n, features and reference: see the cards in `report.json`.",
-        "",
-    ]
-    for w in sorted(weights, key=lambda w: (w != shown, w)):
-        lines += _distances(report, w, len(weights) > 1)
-    lines += [
-        "FID was "
-        + ("measured, see `report.json`." if report["fid"] else "not measured: no Inception weights were at hand."),
-        "",
-        *_shares(report, weights),
-        "| rung | images seen | seconds | FLOPs |",
-        "|---|---|---|---|",
-        *(
-            f"| {rung['name']} | {rung['images']:,} | {rung['seconds']:.0f} | {rung['flops']:.2e} |"
-            for rung in manifest["rungs"]
-        ),
-        "",
-    ]
-    if ratio := cost.get("distillation_over_teacher"):
-        lines += [
-            f"All distillation together cost {ratio['flops']:.2f} × the teacher's FLOPs and "
-            f"{ratio['seconds']:.2f} × its seconds.",
-            "",
-        ]
-    speed = manifest["throughput"]
-    lines += [
-        f"Throughput, {speed['device']} ({speed['bf16_matrix_flops'] / 1e12:.3g} bf16 TFLOP/s in matrix products):",
-        "",
-        "| preset | step | batch | images/s | share of the matrix rate |",
-        "|---|---|---|---|---|",
-        *(
-            f"| {s['preset']} | {s['step']} | {s['batch']} | {s['images_per_second']:,.0f} | {s['share']:.0%} |"
-            for s in speed["steps"]
-        ),
-        "",
-        "## Make it again",
-        "",
-        "```bash",
-        f"pdlab zoo build {name}{' --download' if data['name'].startswith('cifar10') else ''} "
-        f"--run runs/{name} --out pdlab/zoo/{name}",
-        "```",
-        "",
-        "Interrupted, the same command goes on. It is the same as `pdlab train`, `pdlab distill`, `pdlab evaluate` "
-        "with the settings in `manifest.json`, with every checkpoint in float16.",
-        "",
-    ]
-    return "\n".join(lines)
+    return _README.render(
+        manifest=manifest,
+        report=report,
+        data=manifest["data"],
+        speed=manifest["throughput"],
+        first=next(iter(next(iter(by_sampler(report, shown).values())).values())),
+        floor=report["real"]["frechet"],
+        ratio=report["cost"].get("distillation_over_teacher"),
+        distances=[_distances(report, w) for w in sorted(weights, key=lambda w: (w != shown, w))],
+        shares=[found for what in SHARES if (found := _shares(report, weights, what))],
+    )
 
 
-def _distances(report: Mapping[str, Any], w: float, several: bool) -> list[str]:
+def _distances(report: Mapping[str, Any], w: float) -> dict[str, Any]:
     """The table of Fréchet distances at guidance `w`, and the students' relative to the teacher's best there."""
     values = by_sampler(report, w)
     kinds = [kind for kind in SAMPLERS if kind in values]
-    lines = (
-        [f"At guidance {w:g}; guided, an undistilled model takes two evaluations a step:", ""] if several else []
-    )
-    lines += [
-        "| network evaluations | " + " | ".join(SAMPLERS[kind] for kind in kinds) + " |",
-        "|---" * (1 + len(kinds)) + "|",
-    ]
-    for nfe in sorted({n for column in values.values() for n in column}):
-        lines.append(f"| {nfe} | " + " | ".join(_cell(values[kind].get(nfe)) for kind in kinds) + " |")
     best = min(
         (row for kind in kinds if kind != "distilled" for row in values[kind].values()), key=lambda r: r.value
     )
-    ratios = [
-        f"{steps} step{'s' if steps > 1 else ''} {student.value / best.value:.2f} ×"
-        for steps, student in sorted(values.get("distilled", {}).items())
-        if steps <= 8
-    ]
-    how = _how(best.card.sampler)
-    return [
-        *lines,
-        "",
-        f"The teacher's best is {best.value:.3g} ({how}, {best.steps} steps). Distilled, relative to it: "
-        f"{', '.join(reversed(ratios))}.",
-        "",
-    ]
+    return {
+        "guidance": w,
+        "heads": ["network evaluations", *(SAMPLERS[kind] for kind in kinds)],
+        "rows": [
+            [nfe, *(_cell(values[kind].get(nfe)) for kind in kinds)]
+            for nfe in sorted({n for column in values.values() for n in column})
+        ],
+        "best": best,
+        "how": _how(best.card.sampler),
+        "ratios": [
+            f"{steps} step{'s' if steps > 1 else ''} {student.value / best.value:.2f} ×"
+            for steps, student in sorted(values.get("distilled", {}).items(), reverse=True)
+            if steps <= 8
+        ],
+    }
 
 
-def _shares(report: Mapping[str, Any], weights: Sequence[float]) -> list[str]:
-    """Class agreement, precision and recall of the students and of the teacher's DDIM at as many steps."""
-    lines = []
-    for what in ("agreement", "precision", "recall"):
-        found = {w: by_sampler(report, w, what) for w in weights}
-        rows = {w: columns.get("distilled", {}) for w, columns in found.items()}
-        if not any(rows.values()):
-            continue
-        first = next(iter(next(r for r in rows.values() if r).values()))
-        real = f"; real images {first.card.real['value']:.3g} ({first.card.real['how']})" if first.card.real else ""
-        lines += [
-            f"{first.metric} (higher is better{real}), distilled and, in brackets, DDIM at as many steps:",
-            "",
-            "| steps | " + " | ".join(f"guidance {w:g}" for w in weights) + " |",
-            "|---" * (1 + len(weights)) + "|",
-        ]
-        for steps in sorted({n for columns in rows.values() for n in columns}, reverse=True):
-            ddim = {w: {r.steps: r for r in columns.get("ddim", {}).values()} for w, columns in found.items()}
-            cells = [
-                f"{rows[w][steps].value:.3f}" + (f" ({ddim[w][steps].value:.3f})" if steps in ddim[w] else "")
-                if steps in rows[w]
-                else ""
-                for w in weights
-            ]
-            lines.append(f"| {steps} | " + " | ".join(cells) + " |")
-        lines.append("")
-    return lines
+def _shares(report: Mapping[str, Any], weights: Sequence[float], what: Kind) -> dict[str, Any] | None:
+    """Shares of the students and, in brackets, of the teacher's DDIM at as many steps; None if not measured."""
+    found = [by_sampler(report, w, what) for w in weights]
+    students = [columns.get("distilled", {}) for columns in found]
+    ddim = [{row.steps: row for row in columns.get("ddim", {}).values()} for columns in found]
+    if not any(students):
+        return None
+    first = next(iter(next(filter(None, students)).values()))
+
+    def cell(column: int, steps: int) -> str:
+        student, teacher = students[column].get(steps), ddim[column].get(steps)
+        return (f"{student.value:.3f}" + (f" ({teacher.value:.3f})" if teacher else "")) if student else ""
+
+    return {
+        "metric": first.metric,
+        "real": first.card.real,
+        "heads": ["steps", *(f"guidance {w:g}" for w in weights)],
+        "rows": [
+            [steps, *(cell(column, steps) for column in range(len(weights)))]
+            for steps in sorted(set().union(*students), reverse=True)
+        ],
+    }
 
 
 def _cell(row: Row | None) -> str:

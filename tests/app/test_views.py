@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from markupsafe import Markup
 
 from pdlab.app import chart, html
 from pdlab.app.ladders import Shelf, ShownLadder
@@ -396,6 +397,19 @@ def test_charts_have_a_point_a_value_and_bounds_that_hold_them() -> None:
 
 def test_a_picture_is_lossless() -> None:
     images = to_uint8(torch.randn(4, 3, 8, 8))
-    text = html.picture(images, 'a "quoted" one')
-    assert "a &quot;quoted&quot; one" in text
-    Reader(text)
+    assert Reader(html.picture(images, 'a "quoted" one')).alts == ['a "quoted" one']
+
+
+def test_text_is_escaped_once_and_markup_left_as_it_is() -> None:
+    text, mark = '<b> & "c"', Markup("<i>m</i>")
+    escaped = "&lt;b&gt; &amp; &#34;c&#34;"
+    for made in (
+        html.table((text, mark), [(text, text, None, mark)], text),
+        html.sheet((text,), [(text, [mark]), (mark, [text])], text),
+        html.note(text) + html.note(text, "error") + mark,
+    ):
+        Reader(made)
+        assert "<b>" not in made
+        assert "<i>m</i>" in made
+        assert "None" not in made
+        assert made.count("&lt;b&gt;") == made.count(escaped) >= 2

@@ -64,14 +64,14 @@ def test_what_real_images_reach(cache, labelled):
 def test_the_probe_is_fitted_once(cache, labelled, monkeypatch):
     pixels = extractor("pixels")
     first = reference_probe(labelled, pixels)
-    (file,) = (cache / "features").glob("*.probe-*")
-    monkeypatch.setattr(module, "ITERATIONS", 1)  # another probe is another file
+    (kept,) = (cache / "features").glob("*.probe-*")
+    monkeypatch.setattr(module, "ITERATIONS", 1)  # another probe is another entry
     assert not torch.equal(reference_probe(labelled, pixels).weight, first.weight)
     monkeypatch.undo()
     monkeypatch.setattr(module, "fit_probe", lambda *_: pytest.fail("fitted again"))
     monkeypatch.setattr("pdlab.metrics.reference.cache_dir", lambda: cache)
     assert torch.equal(reference_probe(labelled, pixels).weight, first.weight)
-    file.write_bytes(b"damaged")
+    (kept / "features.safetensors").write_bytes(b"damaged")
     with pytest.raises(pytest.fail.Exception, match="fitted again"):
         reference_probe(labelled, pixels)
 

@@ -1,4 +1,5 @@
 import os
+import shutil
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from pdlab.metrics import (
     reference_features,
     reference_statistics,
 )
+from pdlab.metrics import reference as module
 from pdlab.metrics.features import FeatureExtractor
+from pdlab.tensors import write_folder
 
 
 class Counting(FeatureExtractor):
@@ -67,22 +70,78 @@ def test_the_cache_goes_by_content(cache, counting, train, digits, source_of):
     assert other.seen == 600
 
 
-@pytest.mark.parametrize("harm", ["flip", "cut", "empty", "pipe", "8 TB"])
-def test_a_damaged_cache_is_computed_anew(cache, counting, train, harm):
+def harm_file(file, harm):
+    data = bytearray(file.read_bytes())
+    data[-7] ^= 4
+    if harm == "8 TB":
+        os.truncate(file, 8 << 40)
+        return
+    file.unlink()
+    if harm == "pipe":
+        os.mkfifo(file)
+    elif harm != "gone":
+        file.write_bytes({"flip": data, "cut": data[:-8], "empty": b""}[harm])
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "empty", "pipe", "8 TB", "gone"])
+@pytest.mark.parametrize("kind", ["safetensors", "json"])
+def test_a_damaged_cache_is_computed_anew(cache, counting, train, harm, kind):
     good = reference_features(train, counting), reference_statistics(train, counting)
-    for path in (cache / "features").iterdir():
-        data = bytearray(path.read_bytes())
-        data[-7] ^= 4
-        if harm == "pipe":
-            path.unlink()
-            os.mkfifo(path)
-        elif harm == "8 TB":
-            os.truncate(path, 8 << 40)
-        else:
-            path.write_bytes({"flip": data, "cut": data[:-8], "empty": b""}[harm])
-    assert torch.equal(reference_statistics(train, counting).cov, good[1].cov)
-    assert torch.equal(reference_features(train, counting), good[0])
-    assert counting.seen == 1200  # once more, and kept again
+    for folder in (cache / "features").iterdir():
+        harm_file(folder / f"features.{kind}", harm)
+    for _ in range(2):
+        assert torch.equal(reference_statistics(train, counting).cov, good[1].cov)
+        assert torch.equal(reference_features(train, counting), good[0])
+        assert counting.seen == 1200  # once more, and kept again
+    assert len(list((cache / "features").iterdir())) == 2
+
+
+def a_file(folder, other):
+    shutil.rmtree(folder)
+    folder.write_text("a file")
+
+
+def a_pipe(folder, other):
+    shutil.rmtree(folder)
+    os.mkfifo(folder)
+
+
+def another_entry(folder, other):
+    shutil.rmtree(folder)
+    shutil.copytree(other, folder)
+
+
+def other_tensors(folder, other):
+    shutil.rmtree(folder)
+    write_folder(folder, "features", {"elsewhere": torch.ones(600, 64)}, {"name": folder.name}, "")
+
+
+@pytest.mark.parametrize("harm", [a_file, a_pipe, another_entry, other_tensors])
+def test_what_was_not_kept_there_is_replaced(cache, counting, train, digits, source_of, harm):
+    good = reference_features(train, counting)
+    (folder,) = (cache / "features").iterdir()
+    reference_features(source_of(digits[1:601], "digits"), counting)
+    (other,) = set((cache / "features").iterdir()) - {folder}
+    harm(folder, other)
+    for _ in range(2):
+        assert torch.equal(reference_features(train, counting), good)
+        assert counting.seen == 1800
+
+
+def test_two_processes_keep_the_same(cache, counting, train, monkeypatch, recwarn):
+    """Another keeps it between this one's making room and its writing: no warning, and the entry is whole."""
+    original = module.discard
+
+    def meanwhile(path):
+        monkeypatch.setattr(module, "discard", original)
+        reference_features(train, Counting())
+
+    monkeypatch.setattr(module, "discard", meanwhile)
+    first = reference_features(train, counting)
+    assert torch.equal(reference_features(train, counting), first)
+    assert counting.seen == 600
+    assert not recwarn
+    assert len(list((cache / "features").iterdir())) == 1
 
 
 def test_a_cache_that_cannot_be_written_costs_only_a_warning(cache, counting, train):

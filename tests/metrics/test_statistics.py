@@ -50,43 +50,9 @@ def test_float32_features_are_gathered_in_float64(features):
     np.testing.assert_allclose(statistics.cov, np.cov(single.double().numpy(), rowvar=False), rtol=1e-10)
 
 
-def test_save_and_load(features, tmp_path):
-    path = tmp_path / "new folder" / "s.safetensors"
+def test_parts_make_the_same(features):
     statistics = FeatureStatistics.of(features)
-    statistics.save(path)
-    loaded = FeatureStatistics.load(path)
-    assert loaded.n == statistics.n
-    assert torch.equal(loaded.mean, statistics.mean)
-    assert torch.equal(loaded.cov, statistics.cov)
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
-
-
-@pytest.mark.parametrize("harm", ["flip", "cut", "empty", "gone"])
-def test_a_damaged_file_is_refused(features, tmp_path, harm):
-    path = tmp_path / "s.safetensors"
-    FeatureStatistics.of(features).save(path)
-    data = bytearray(path.read_bytes())
-    data[-20] ^= 1
-    path.write_bytes({"flip": data, "cut": data[:-30], "empty": b"", "gone": b""}[harm])
-    if harm == "gone":
-        path.unlink()
-    with pytest.raises(PdlabError, match=str(path)):
-        FeatureStatistics.load(path)
-
-
-def test_a_failed_write_leaves_the_old_file(features, tmp_path, monkeypatch):
-    path = tmp_path / "s.safetensors"
-    FeatureStatistics.of(features).save(path)
-    before = path.read_bytes()
-
-    def full(*args):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.replace", full)
-    with pytest.raises(PdlabError, match=r"s\.safetensors: no space left"):
-        FeatureStatistics.of(features[:50]).save(path)
-    assert path.read_bytes() == before
-    assert len(list(tmp_path.iterdir())) == 1
+    same(FeatureStatistics.from_parts(**statistics.parts()), features)
 
 
 def test_bad_features_are_refused(features):

@@ -110,7 +110,7 @@ def test_a_state_of_other_weights_is_refused_and_kept(stopped: Path) -> None:
     sparse(state / "state.safetensors", {"weights/first.weight": 8})
     digest = files.digest_of(state / "state.safetensors")
     sealed.edit(state / "state.json", lambda header: header.update(sha256=digest))
-    with pytest.raises(PdlabError, match="does not hold the weights"):
+    with pytest.raises(PdlabError, match="does not hold the tensors"):
         resume(stopped)
     assert len(list(stopped.glob("progress/*"))) == 2
 

@@ -88,6 +88,7 @@ def test_the_wheel_holds_the_ladders(tmp_path: Path) -> None:
     subprocess.run([*pip, "install", *offline, "--target", tmp_path / "site", wheel], check=True)
     code = (
         "import torch, pdlab\n"
+        "import pdlab.app.html, pdlab.zoo.page  # which read their templates\n"
         "from pdlab import data, zoo\n"
         "from pdlab.diffusion.samplers import sample\n"
         "name = zoo.default()\n"

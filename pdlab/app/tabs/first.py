@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import gradio as gr
+from markupsafe import Markup
 
 from pdlab.app import html
 from pdlab.app.ladders import Shelf
@@ -15,7 +16,8 @@ from pdlab.errors import PdlabError
 def shown(shelf: Shelf, model: object = None) -> str:
     """The first view of a ladder, or what to do where there is none."""
     try:
-        return first.view(shelf, shelf.ladder(model)) + "".join(html.note(text, "error") for text in shelf.refused)
+        refused = Markup().join(html.note(text, "error") for text in shelf.refused)
+        return first.view(shelf, shelf.ladder(model)) + refused
     except PdlabError as error:
         return quickstart.offer() if not shelf.ladders and not shelf.refused else html.note(str(error), "error")
 

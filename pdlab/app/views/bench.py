@@ -3,10 +3,10 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import torch
+from markupsafe import Markup
 from torch import Tensor
 
 from pdlab.app import html, state
@@ -127,7 +127,7 @@ def progress(run: Sampling, done: int, seconds: float) -> str:
 
 def pictures(
     ladder: ShownLadder, run: Sampling, t: float, now: Tensor, film: list[tuple[float, Tensor]], last: bool
-) -> str:
+) -> Markup:
     """The state after this step, and every step's x̂ so far (of the first images; 12 steps at most)."""
     what = "The samples" if last else f"z at t = {t:.3f}"
     asked = run.condition.text(ladder)
@@ -136,15 +136,18 @@ def pictures(
     every = range(len(film))
     if len(film) > _STRIP:
         every = [round(k * (len(film) - 1) / (_STRIP - 1)) for k in range(_STRIP)]  # type: ignore[assignment]
-    frames = "".join(
-        f"<figure>{html.picture(film[k][1], f'x̂ of step {k + 1}', 1)}<figcaption>{k + 1}</figcaption></figure>"
-        for k in every
-    )
-    told = escape(", ".join(filter(None, (f"{what} of {made_by(run)}", asked))))
-    return (
-        f'<div class="bench"><figure class="now">{side}<figcaption>{told} {html.source(True)}</figcaption></figure>'
-        f'<div><p class="how">x̂, what the model expects, step by step (first {len(film[0][1])} images):</p>'
-        f'<div class="film">{frames}</div></div></div>'
+    frame = Markup("<figure>{}<figcaption>{}</figcaption></figure>")
+    frames = (frame.format(html.picture(film[k][1], f"x̂ of step {k + 1}", 1), k + 1) for k in every)
+    return Markup(
+        '<div class="bench"><figure class="now">{side}<figcaption>{told} {badge}</figcaption></figure>'
+        '<div><p class="how">x̂, what the model expects, step by step (first {n} images):</p>'
+        '<div class="film">{frames}</div></div></div>'
+    ).format(
+        side=side,
+        told=", ".join(filter(None, (f"{what} of {made_by(run)}", asked))),
+        badge=html.source(True),
+        n=len(film[0][1]),
+        frames=Markup().join(frames),
     )
 
 
@@ -156,7 +159,7 @@ def made_by(run: Sampling) -> str:
     return f"{model}, {run.sampler} in {html.steps_text(run.steps)}"
 
 
-def latency(run: Sampling, done: int, seconds: float) -> str:
+def latency(run: Sampling, done: int, seconds: float) -> Markup:
     """What it took so far, as a table."""
     calls = nfe(run.sampler, done, run.each)
     if run.sampler == "heun" and done < run.steps:  # only the last step does without its second prediction

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from html import escape
 from typing import Any
+
+from markupsafe import Markup
 
 from pdlab.app import html, state
 from pdlab.app.compute import Show
@@ -66,7 +67,7 @@ def view(shelf: Shelf, ladder: ShownLadder, what: Comparison) -> tuple[str, str,
     return grid(shelf, ladder, what), table(shelf, ladder, what), pair(shelf, ladder, what), code(ladder, what)
 
 
-def grid(shelf: Shelf, ladder: ShownLadder, what: Comparison) -> str:
+def grid(shelf: Shelf, ladder: ShownLadder, what: Comparison) -> Markup:
     """The pictures, each with where it comes from."""
     rows, first = [], (what.page - 1) * PAGE
     among = what.condition.among(ladder, first, what.zoom)
@@ -77,7 +78,7 @@ def grid(shelf: Shelf, ladder: ShownLadder, what: Comparison) -> str:
             why = cell.missing(ladder)
             found = None if why else cells.drawn(shelf, ladder, cell)
             if found is None:
-                line.append(f'<div class="missing">{escape(why)}</div>' if why else missing())
+                line.append(missing(why) if why else missing())
                 continue
             alt = (
                 f"{html.samples_text(what.zoom)}{among}, {KINDS[kind]}, {html.steps_text(cell.steps)}, "
@@ -85,10 +86,11 @@ def grid(shelf: Shelf, ladder: ShownLadder, what: Comparison) -> str:
             )
             figures = cells.figures_text(ladder, cell)
             badge = html.source(found.seconds is not None)
-            line.append(html.picture(found.images[: what.zoom], alt) + f"<small>{figures} {badge}</small>")
-        rows.append((escape(name(kind, what)), line))
+            small = Markup("<small>{} {}</small>").format(figures, badge)
+            line.append(html.picture(found.images[: what.zoom], alt) + small)
+        rows.append((name(kind, what), line))
     heads = [f"{calls} call{'' if calls == 1 else 's'}" for calls in what.steps]
-    return html.sheet(heads, rows, escape(caption(ladder, what)))
+    return html.sheet(heads, rows, caption(ladder, what))
 
 
 def caption(ladder: ShownLadder, what: Comparison) -> str:
@@ -108,7 +110,7 @@ def caption(ladder: ShownLadder, what: Comparison) -> str:
     return " ".join(parts)
 
 
-def table(shelf: Shelf, ladder: ShownLadder, what: Comparison) -> str:
+def table(shelf: Shelf, ladder: ShownLadder, what: Comparison) -> Markup:
     """What the pictures cost and score."""
     every = what.cells(ladder)
     columns = {"distance": [cells.figure(ladder, cell) for cell in every]}
@@ -139,7 +141,7 @@ def value_text(row: Row | None) -> str:
     return f"{row.value:.3g}" + (f" ± {row.spread:.2g}" if row.spread is not None else "")
 
 
-def pair(shelf: Shelf, ladder: ShownLadder, what: Comparison) -> str:
+def pair(shelf: Shelf, ladder: ShownLadder, what: Comparison) -> Markup:
     """Two cells of the fewest network calls on top of one another; a slider moves the border."""
     both = (what.left, what.right)
     fit = [n for n in what.steps if not any(what.cell(kind, n).missing(ladder) for kind in both)]
@@ -151,18 +153,17 @@ def pair(shelf: Shelf, ladder: ShownLadder, what: Comparison) -> str:
     if len(there) < len(found):
         return html.note("One of the two is not drawn yet: add its row above and press Draw live.")
     of = what.condition.among(ladder, (what.page - 1) * PAGE, what.zoom)
-    pictures = [
+    over, under = (
         html.picture(there[kind].images[: what.zoom], f"{KINDS[kind]}, {html.calls_text(calls)}{of}")
         for kind in (what.left, what.right)
-    ]
+    )
     left, right = (KINDS[kind] for kind in (what.left, what.right))
     origin = html.source(any(one.seconds is not None for one in there.values()))
-    return (
-        f'<div class="pair"><div class="under">{pictures[1]}</div><div class="over">{pictures[0]}</div></div>'
-        f'<input class="border" type="range" min="0" max="100" value="50" aria-label="Border: {escape(left)} '
-        f'and {escape(right)}"><p class="how">Left: {escape(left)}; right: {escape(right)}; '
-        f"{html.calls_text(calls)}. {origin}</p>"
-    )
+    return Markup(
+        '<div class="pair"><div class="under">{under}</div><div class="over">{over}</div></div>'
+        '<input class="border" type="range" min="0" max="100" value="50" aria-label="Border: {left} and {right}">'
+        '<p class="how">Left: {left}; right: {right}; {calls}. {origin}</p>'
+    ).format(left=left, right=right, over=over, under=under, calls=html.calls_text(calls), origin=origin)
 
 
 def code(ladder: ShownLadder, what: Comparison) -> str:

@@ -5,8 +5,9 @@ import csv
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from html import escape
 from typing import Any
+
+from markupsafe import Markup
 
 from pdlab.app import chart, html, state
 from pdlab.app.chart import Curve
@@ -114,7 +115,7 @@ def view(ladder: ShownLadder, choice: CurveChoice) -> tuple[str, str, str, str]:
     )
 
 
-def curves(rows: Mapping[str, Row], choice: CurveChoice, guided: bool) -> str:
+def curves(rows: Mapping[str, Row], choice: CurveChoice, guided: bool) -> Markup:
     """The figures as curves, one for each sampler, and what real images reach; distances on a logarithmic axis."""
     series = []
     for kind, label in KINDS.items():
@@ -129,31 +130,31 @@ def curves(rows: Mapping[str, Row], choice: CurveChoice, guided: bool) -> str:
     title += f", guidance {choice.guidance:g}" if guided else ""
     label = f"{choice.metric} ({one.better} is better)"
     return (
-        f"<h3>{escape(title)} {html.source(False)}</h3>"
-        f'<p class="how">{escape(MEANS[one.kind])}{f" {TWICE}" if choice.guidance else ""}</p>'
-        + chart.curves(series, title, "network calls an image", label, real, one.better == "lower")
+        Markup("<h3>{} {}</h3>").format(title, html.source(False))
+        + html.note(MEANS[one.kind] + (f" {TWICE}" if choice.guidance else ""), "how")
+        + Markup(chart.curves(series, title, "network calls an image", label, real, one.better == "lower"))
     )
 
 
-def paper() -> str:
+def paper() -> Markup:
     """The published curve: another metric on other images, so in a panel of its own."""
     series = [
         Curve(KINDS[kind], {float(k): v for k, v in values.items()}, STYLES[kind]) for kind, values in FID.items()
     ]
     counts = sorted({k for values in FID.values() for k in values})
     lines = [(k, *(values.get(k) for values in FID.values())) for k in counts]
-    return (
+    return Markup(
         "<h3>For comparison: the paper's FID</h3>"
         '<p class="how">Salimans &amp; Ho 2022, CIFAR-10 at 32 × 32, 50,000 samples, a network of 60 million '
         "parameters. Another metric and another model: compare the shapes of the curves, not their heights.</p>"
-        + chart.curves(series, "FID in the paper against steps", "steps", "FID (lower is better)")
-        + "<details><summary>The paper's curve as a table</summary>"
-        + html.table(("steps", *(KINDS[kind] for kind in FID)), lines, "FID; above 8 steps read off the figure")
-        + "</details>"
+        "{}<details><summary>The paper's curve as a table</summary>{}</details>"
+    ).format(
+        Markup(chart.curves(series, "FID in the paper against steps", "steps", "FID (lower is better)")),
+        html.table(("steps", *(KINDS[kind] for kind in FID)), lines, "FID; above 8 steps read off the figure"),
     )
 
 
-def table(rows: Mapping[str, Row]) -> str:
+def table(rows: Mapping[str, Row]) -> Markup:
     """The figures by network calls and sampler; each is a button that opens its card. CSV below."""
     kinds = [kind for kind in KINDS if any(key.rpartition("-")[0] == kind for key in rows)]
     calls = sorted({row.card.nfe for row in rows.values()})
@@ -166,7 +167,9 @@ def table(rows: Mapping[str, Row]) -> str:
     weight = f", guidance {one.card.guidance:g}" if one.card.guidance else ""
     caption = f"{one.metric}, n = {one.card.n:,}{weight}{real}. Press a figure for its card."
     data = base64.b64encode(as_csv(rows).encode()).decode()
-    link = f'<p><a class="download" download="curve.csv" href="data:text/csv;base64,{data}">Download as CSV</a></p>'
+    link = Markup(
+        '<p><a class="download" download="curve.csv" href="data:text/csv;base64,{}">Download as CSV</a></p>'
+    ).format(data)
     return html.table(("network calls", *(KINDS[kind] for kind in kinds)), lines, caption) + link
 
 
@@ -185,7 +188,7 @@ def as_csv(rows: Mapping[str, Row]) -> str:
     return out.getvalue()
 
 
-def card(rows: Mapping[str, Row], key: str) -> str:
+def card(rows: Mapping[str, Row], key: str) -> Markup:
     """The card of the figure `key`, or how to open one."""
     if key not in rows:
         return html.note("Press a point of the curve, or a figure of the table, to see how it was measured.")
@@ -216,6 +219,7 @@ def code(ladder: ShownLadder, choice: CurveChoice) -> str:
 def _button(key: str, row: Row | None) -> object:
     if row is None:
         return None
-    nu = f"<small>ν = {row.card.sampler['nu']:g}</small>" if "nu" in row.card.sampler else ""
+    nu = Markup("<small>ν = {:g}</small>").format(row.card.sampler["nu"]) if "nu" in row.card.sampler else ""
     spread = f" ± {row.spread:.2g}" if row.spread is not None else ""
-    return html.Markup(f'<button type="button" data-key="{escape(key)}">{row.value:.3g}{spread}</button>{nu}')
+    button = Markup('<button type="button" data-key="{}">{:.3g}{}</button>').format(key, row.value, spread)
+    return button + nu

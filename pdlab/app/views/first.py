@@ -2,7 +2,8 @@
 
 import random
 from dataclasses import dataclass, replace
-from html import escape
+
+from markupsafe import Markup
 
 from pdlab.app import html
 from pdlab.app.condition import TWICE, Condition
@@ -32,21 +33,18 @@ def cell(ladder: ShownLadder, kind: str, calls: int, page: int = 0) -> Cell:
     return Cell(kind, calls, page, condition=Condition(guidance=ladder.shown))
 
 
-def view(shelf: Shelf, ladder: ShownLadder) -> str:
+def view(shelf: Shelf, ladder: ShownLadder) -> Markup:
     """The picture with its figures, from what is precomputed; no model is loaded."""
     every = [cell(ladder, kind, calls) for kind in ROWS for calls in columns(ladder)]
     sheet = _by_class(shelf, ladder) if ladder.classes else _by_calls(shelf, ladder)
     told = [_how(ladder, every), f"Trained on {ladder.described()}."]
     if ladder.shown:
         told.insert(0, f"Drawn with guidance {ladder.shown:g} towards the class. {TWICE}")
-    return (
-        f'<div class="opening">{sheet}<div>'
-        + "".join(f'<p class="how">{escape(text)}</p>' for text in told if text)
-        + "</div></div>"
-    )
+    paragraphs = Markup().join(html.note(text, "how") for text in told if text)
+    return Markup('<div class="opening">{}<div>{}</div></div>').format(sheet, paragraphs)
 
 
-def _by_calls(shelf: Shelf, ladder: ShownLadder) -> str:
+def _by_calls(shelf: Shelf, ladder: ShownLadder) -> Markup:
     """Sixteen samples a cell: samplers in rows, network calls in columns."""
     rows, live = [], False
     for kind in ROWS:
@@ -58,14 +56,14 @@ def _by_calls(shelf: Shelf, ladder: ShownLadder) -> str:
             alt = f"16 samples, {KINDS[kind]}, {html.steps_text(calls)}"
             line.append(
                 (html.picture(found.images, alt) if found else missing())
-                + (f"<small>{figures}</small>" if figures else "")
+                + (Markup("<small>{}</small>").format(figures) if figures else "")
             )
-        rows.append((escape(KINDS[kind]), line))
+        rows.append((KINDS[kind], line))
     heads = [html.steps_text(calls) for calls in columns(ladder)]
-    return html.sheet(heads, rows, f"{escape(SENTENCE)} {html.source(live)}")
+    return html.sheet(heads, rows, Markup("{} {}").format(SENTENCE, html.source(live)))
 
 
-def _by_class(shelf: Shelf, ladder: ShownLadder) -> str:
+def _by_class(shelf: Shelf, ladder: ShownLadder) -> Markup:
     """One sample a cell: a class a column, a sampler and its network calls a row."""
     names, rows, sources = ladder.classes[:_MOST_CLASSES], [], set()
     for calls in columns(ladder):
@@ -76,16 +74,16 @@ def _by_class(shelf: Shelf, ladder: ShownLadder) -> str:
                 sources.add(found.seconds is not None)
             what = f"{html.calls_text(calls)}, {KINDS[kind]}"
             why = one.missing(ladder) or ("" if found else "not drawn yet")
-            name = escape(f"{what}: {why}" if why else what)
+            name: str = f"{what}: {why}" if why else what
             line = [
                 html.picture(found.images[k : k + 1], f"{names[k]}, {what}") if found else ""
                 for k in range(len(names))
             ]
-            rows.append(
-                (name + (f' <span class="figure">{figures}</span>' if figures else ""), [] if why else line)
-            )
+            if figures:
+                name = Markup('{} <span class="figure">{}</span>').format(name, figures)
+            rows.append((name, [] if why else line))
     badge = html.source(any(sources)) if sources else "Draw them in Compare."
-    return html.sheet(names, rows, f"{escape(BY_CLASS)} {badge}", narrow=True)
+    return html.sheet(names, rows, Markup("{} {}").format(BY_CLASS, badge), narrow=True)
 
 
 def _how(ladder: ShownLadder, every: list[Cell]) -> str:
@@ -109,9 +107,9 @@ def _how(ladder: ShownLadder, every: list[Cell]) -> str:
     return text.strip()
 
 
-def missing() -> str:
-    """What stands where nothing is drawn yet."""
-    return '<div class="missing">not drawn yet</div>'
+def missing(why: str = "not drawn yet") -> Markup:
+    """What stands where nothing is drawn."""
+    return Markup('<div class="missing">{}</div>').format(why)
 
 
 @dataclass(frozen=True)
@@ -151,11 +149,11 @@ def question(shelf: Shelf, ladder: ShownLadder, guess: Guess, answer: str | None
         name = f"{side}, {KINDS[kind] if answer else 'one of the two'}"
         pictures.append(
             html.picture(found.images, f"16 samples{among}, {name}")
-            + (f"<small>{KINDS[kind]}</small>" if answer else "")
+            + (Markup("<small>{}</small>").format(KINDS[kind]) if answer else "")
         )
     verdict = f"Both from the same noises in {html.calls_text(guess.calls)}. Which one is distilled?"
     if answer in ("left", "right"):
         correct = (answer == "left") == guess.distilled_left
         guess = replace(guess, right=guess.right + correct, asked=guess.asked + 1)
         verdict = f"{'Right' if correct else 'No, it is the other'}. {guess.right} of {guess.asked} so far."
-    return html.sheet(["Left", "Right"], [(escape(verdict), pictures)], html.source(False)), guess
+    return html.sheet(["Left", "Right"], [(verdict, pictures)], html.source(False)), guess

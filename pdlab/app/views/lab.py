@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from markupsafe import Markup
 from torch import Generator, Tensor
 
 from pdlab.app import chart, html, state
@@ -101,13 +102,13 @@ def points_text(points: tuple[tuple[float, float], ...]) -> str:
     return "; ".join(f"{x:g} {y:g}" for x, y in points)
 
 
-def preview(spec: Spec) -> str:
+def preview(spec: Spec) -> Markup:
     """The distribution before anything is trained, and where the perfect denoiser takes noises in few steps."""
     try:
         mixture = spec.mixture()
     except PdlabError as error:
         own = torch.tensor(spec.points).reshape(-1, 2)
-        return html.note(str(error)) + chart.plane({"your points": (own, 0)}, {}, "Your points", REACH)
+        return html.note(str(error)) + Markup(chart.plane({"your points": (own, 0)}, {}, "Your points", REACH))
     return picture(mixture, spec, None, [])
 
 
@@ -157,7 +158,7 @@ def result(session: Session) -> tuple[str, str]:
     return drawn, distances(session) + (ledger(session) if session.students else "")
 
 
-def picture(mixture: GaussianMixture, spec: Spec, teacher: Denoiser | None, students: list[Denoiser]) -> str:
+def picture(mixture: GaussianMixture, spec: Spec, teacher: Denoiser | None, students: list[Denoiser]) -> Markup:
     """The data, and the paths from the same noises: of the perfect denoiser, the teacher, the newest student."""
     data = mixture.sample(_CLOUD, Generator().manual_seed(1))
     z = torch.randn(_PATHS, 2, generator=Generator().manual_seed(2))
@@ -169,7 +170,7 @@ def picture(mixture: GaussianMixture, spec: Spec, teacher: Denoiser | None, stud
         paths[f"student, {html.steps_text(steps)}"] = (path(students[-1], z, steps), 0)
     title = f"{spec.distribution}: paths of {_PATHS} noises to the data"
     origin = "" if teacher is None else html.source(True)
-    return chart.plane({"data": (data, -1)}, paths, title, REACH) + origin
+    return Markup(chart.plane({"data": (data, -1)}, paths, title, REACH)) + origin
 
 
 @torch.no_grad()
@@ -178,7 +179,7 @@ def path(denoiser: Denoiser, z: Tensor, steps: int) -> Tensor:
     return torch.stack([z, *(step.z for step in ddim(denoiser, z, steps))])
 
 
-def distances(session: Session, n: int = 1000) -> str:
+def distances(session: Session, n: int = 1000) -> Markup:
     """MMD² to fresh data of everything trained so far, and of the data to themselves (the floor)."""
     spec, mixture = session.spec, session.spec.mixture()
     data = mixture.sample(n, Generator().manual_seed(3))
@@ -201,7 +202,7 @@ def distances(session: Session, n: int = 1000) -> str:
     )
 
 
-def ledger(session: Session) -> str:
+def ledger(session: Session) -> Markup:
     """Whose error is it: the terms that lead from the exact end to the last student's, averaged over noises."""
     z = torch.randn(256, 2, generator=Generator().manual_seed(6))
     found = measure_ledger(session.teacher, session.students, z, session.spec.mixture().denoiser(), flow_steps=128)

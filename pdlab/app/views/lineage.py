@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import torch
+from markupsafe import Markup
 from torch import Tensor
 
 from pdlab.app import chart, html, state
@@ -97,7 +97,7 @@ def view(shelf: Shelf, ladder: ShownLadder, choice: NoiseChoice) -> tuple[str, s
     of = choice.condition.among(ladder, choice.index, 1)
     rows = [
         (
-            escape(name),
+            name,
             [
                 html.picture(line[k][None], f"noise {choice.noise}{of}, {html.steps_text(k)}, {name}")
                 if k in line
@@ -112,9 +112,10 @@ def view(shelf: Shelf, ladder: ShownLadder, choice: NoiseChoice) -> tuple[str, s
         what += f", class {choice.condition.names(ladder, choice.index, 1)[0]}"
     if choice.condition.guidance:
         what += f", guidance {choice.condition.guidance:g}"
-    caption = f"{escape(what)}, from {html.steps_text(counts[0])} to {counts[-1]}. {html.source(live)}"
+    what += f", from {html.steps_text(counts[0])} to {counts[-1]}."
+    caption = Markup("{} {}").format(what, html.source(live))
     if choice.condition.guidance:
-        caption += f" {escape(TWICE)}"
+        caption += f" {TWICE}"
         if not ladder.guided:
             caption += " The first move holds that of learning the guidance, too."
     heads = [str(k) for k in counts]
@@ -143,19 +144,22 @@ def drift(images: Mapping[int, Tensor]) -> Ledger:
     return ledger({steps: to_float(image)[None] for steps, image in images.items()})
 
 
-def bars(found: Ledger, live: bool) -> str:
+def bars(found: Ledger, live: bool) -> Markup:
     """The lengths of all moves, and of their sum, as bars and as a table."""
     lengths = {name: 127.5 * float(value) for name, value in found.lengths.items()}
     total = 127.5 * float(length(found.total))
     walked = sum(lengths.values())
     lines = [(name, f"{value:.2f}") for name, value in lengths.items()]
     lines += [("sum of the moves", f"{walked:.2f}"), ("from first to last", f"{total:.2f}")]
+    told = (
+        "The moves are vectors: those of two rounds may cancel, so the way from first to last is shorter than "
+        "their sum."
+    )
     return (
-        f"<h3>How far each halving moved it {html.source(live)}</h3>"
-        + chart.bars(lengths, "Move in each round", "grey levels a pixel, root mean square")
+        Markup("<h3>How far each halving moved it {}</h3>").format(html.source(live))
+        + Markup(chart.bars(lengths, "Move in each round", "grey levels a pixel, root mean square"))
         + html.table(("round", "grey levels a pixel"), lines, "Root mean square over pixels and colours, of 255")
-        + '<p class="how">The moves are vectors: those of two rounds may cancel, so the way from first to last is '
-        "shorter than their sum.</p>"
+        + html.note(told, "how")
     )
 
 
@@ -190,7 +194,7 @@ def nearest(shelf: Shelf, ladder: ShownLadder, choice: NoiseChoice, show: Show) 
         grey = 127.5 * float((to_float(image) - to_float(neighbour)).square().mean().sqrt())
         cells.append(
             html.picture(torch.stack([image, neighbour]), alt, 2)
-            + f"<small>image {index}: {grey:.1f} grey levels a pixel away</small>"
+            + Markup("<small>image {}: {:.1f} grey levels a pixel away</small>").format(index, grey)
         )
     heads = [html.steps_text(k) for k in counts]
     picture = html.sheet(heads, [("sample, and the nearest training image", cells)], html.source(True))

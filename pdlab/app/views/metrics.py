@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import torch
+from markupsafe import Markup
 from torch import Tensor
 
 from pdlab.app import chart, html, state
@@ -73,7 +73,7 @@ def work(shelf: Shelf, ladder: ShownLadder, choice: FeatureChoice, show: Show) -
         show((f"This ladder has too few samples: {SIZES[0]} in each set are the least.", ""))
 
 
-def stored(ladder: ShownLadder, choice: FeatureChoice) -> str:
+def stored(ladder: ShownLadder, choice: FeatureChoice) -> Markup:
     """The same as it was measured when the ladder was built; how to measure it where it was not."""
     kept = ladder.report.get("bias", {}).get(choice.extractor, {"points": []})
     points = [point for point in (Bias(**values) for values in kept["points"]) if point.n <= choice.n]
@@ -82,7 +82,7 @@ def stored(ladder: ShownLadder, choice: FeatureChoice) -> str:
     return view(kept["label"], points, live=False)
 
 
-def view(label: str, points: Sequence[Bias], live: bool) -> str:
+def view(label: str, points: Sequence[Bias], live: bool) -> Markup:
     """The two distances against n, each in its own panel, and the table."""
     frechet = Curve(f"FD-{label}", {float(point.n): point.frechet for point in points}, 1)
     kernel = Curve(f"KD-{label}", {float(point.n): point.kernel for point in points}, 0)
@@ -101,25 +101,25 @@ def view(label: str, points: Sequence[Bias], live: bool) -> str:
         f"n ≤ {points[0].dim} features (covariance singular)",
         f"KD-{label} ± between subsets",
     )
-    return (
-        f'<div class="panels"><div><h3>Fréchet distance {html.source(live)}</h3>'
-        + chart.curves([frechet], f"FD-{label} against n", "n, samples", f"FD-{label}", log_y=False)
-        + f"</div><div><h3>Kernel distance {html.source(live)}</h3>"
-        + chart.curves([kernel], f"KD-{label} against n", "n, samples", f"KD-{label}", log_y=False)
-        + "</div></div>"
-        + html.table(headers, lines, "n samples against n others of the same model: the true distance is 0")
+    return Markup(
+        '<div class="panels"><div><h3>Fréchet distance {badge}</h3>{frechet}</div>'
+        "<div><h3>Kernel distance {badge}</h3>{kernel}</div></div>{table}"
+    ).format(
+        badge=html.source(live),
+        frechet=Markup(chart.curves([frechet], f"FD-{label} against n", "n, samples", f"FD-{label}", log_y=False)),
+        kernel=Markup(chart.curves([kernel], f"KD-{label} against n", "n, samples", f"KD-{label}", log_y=False)),
+        table=html.table(headers, lines, "n samples against n others of the same model: the true distance is 0"),
     )
 
 
-def cards(ladder: ShownLadder) -> str:
+def cards(ladder: ShownLadder) -> Markup:
     """How the ladder's own figures were measured, one card for each metric."""
     first = {row.metric: row for row in reversed(ladder.rows)}
     if not first:
         return html.note("This ladder has no report: measure it with pdlab evaluate.")
-    parts = [
-        f"<details><summary>{escape(metric)}</summary>{html.card(row)}</details>" for metric, row in first.items()
-    ]
-    return f"<h3>How this ladder's figures were measured {html.source(False)}</h3>" + "".join(parts)
+    title = Markup("<h3>How this ladder's figures were measured {}</h3>").format(html.source(False))
+    part = Markup("<details><summary>{}</summary>{}</details>")
+    return title + Markup().join(part.format(metric, html.card(row)) for metric, row in first.items())
 
 
 def code(ladder: ShownLadder, choice: FeatureChoice) -> str:
