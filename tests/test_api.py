@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import pdlab
 from pdlab.diffusion.samplers import SAMPLERS, ddim, nfe
+from pdlab.distillation.guided import guided_student
 from pdlab.distillation.rounds import RoundObjective
 from pdlab.training.checkpoint import read_header
 
@@ -317,3 +318,9 @@ def test_a_killed_script_ends_with_the_same_bits(tmp_path: Path) -> None:
     killed.wait()
     again, _ = start("killed").communicate()
     assert again == whole != ""
+
+
+def test_a_network_without_a_way_in_for_guidance_is_refused_it() -> None:
+    own = pdlab.Denoiser(Net(4), "v", num_classes=3, null_class=True, shape=(3, 8, 8))
+    with pytest.raises(pdlab.PdlabError, match="Net has no way in for a guidance weight"):
+        guided_student(own, 2.0)
