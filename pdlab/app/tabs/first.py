@@ -49,7 +49,9 @@ def build(context: Context) -> list[Any]:
 
     run.click(work, None, [said], api_name="quickstart", concurrency_limit=None, show_progress="hidden").then(
         None,
-        js="() => document.getElementById('quickstart-said').textContent.includes('ready') && location.reload()",
+        # Half a second later: the requests of this very event, still open, would be reported as aborted.
+        js="() => { if (document.getElementById('quickstart-said').textContent.includes('ready')) "
+        "setTimeout(() => location.reload(), 500); }",
     )
 
     def do_deal(model: str, score: Any) -> list[Any]:
