@@ -8,7 +8,6 @@
 The command line does the same with presets; what both give is the same kind of run.
 """
 
-import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ from pdlab.metrics.card import Row
 from pdlab.metrics.evaluate import Yardstick, generate
 from pdlab.metrics.evaluate import evaluate as measure
 from pdlab.metrics.features import FeatureExtractor, extractor
-from pdlab.networks.registry import config_of
+from pdlab.networks.registry import config_of, twin
 from pdlab.training import checkpoint as files
 from pdlab.training.checkpoint import Checkpoint
 from pdlab.training.log import Log
@@ -83,7 +82,7 @@ def train(
     with torch.random.fork_rng(devices=[]), Run(run) as folder, Log(folder.path, quiet=quiet) as log:
         own = _shaped(denoiser, source)
         path = train_into(preset, source, folder, machine, denoiser=own, seed=seed, log=log, upkeep=upkeep)
-    return files.load(path, _like(denoiser))
+    return files.load(path, twin(own))
 
 
 def distill(
@@ -100,6 +99,7 @@ def distill(
     batch: int | None = None,
     lr: float | None = None,
     weighting: str | None = None,
+    guidance_max: float | None = None,
     objective: Callable[[Denoiser, Tensor, str, int], RoundObjective] = RoundObjective,
     seed: int = 0,
     device: str = "auto",
@@ -120,6 +120,8 @@ def distill(
         updates, batch, lr, more: fields of `pdlab.training.presets.Optimization` for one round (default: what the
             teacher's preset says, or 2,000 updates of 128 at 5e-4); twice the updates for those to 2 and to 1.
         weighting: of the loss, "truncated", "snr+1" or "snr" (default: the teacher's, or "truncated").
+        guidance_max: above 0, the ladder begins with a student that is told a guidance weight up to this
+            (`run`/guided, by the same settings); the network needs a way in for it (default: the teacher's, or 0).
         objective: what a round minimises, called once with (teacher, steps, weighting, hops).
 
     Raises PdlabError, before anything is written, for an eps network, step counts that `hops` do not connect, or
@@ -136,11 +138,14 @@ def distill(
         preset = dataclasses.replace(
             preset,
             distill=_optimization(**(dataclasses.asdict(preset.distill) | given)),
+            guide=_optimization(**(dataclasses.asdict(preset.guide) | given)),
             weighting=weighting or preset.weighting,
         )
     else:
         settings = _optimization(**({"updates": 2000, "batch": 128, "lr": 5e-4, "anneal": True} | given))
         preset = _preset(denoiser, source, weighting or "truncated", None, settings, first, precision)
+    if guidance_max is not None:
+        preset = dataclasses.replace(preset, guidance_max=guidance_max)
     machine = Machine(device, precision)
     shaped = _shaped(denoiser, source)
     if isinstance(teacher, Checkpoint) and known:
@@ -166,7 +171,7 @@ def distill(
             upkeep=upkeep,
         )
         paths = {steps: folder.path / rung_name(steps) for steps in rungs}
-    return {steps: files.load(path, _like(denoiser)) for steps, path in paths.items()}
+    return {steps: files.load(path, twin(shaped)) for steps, path in paths.items()}
 
 
 def save(path: Path | str, model: Model) -> str:
@@ -283,11 +288,6 @@ def _shaped(denoiser: Denoiser, source: Source) -> Denoiser:
     return shaped
 
 
-def _like(denoiser: Denoiser) -> nn.Module:
-    """A network of the same kind for weights to be loaded into."""
-    return copy.deepcopy(denoiser.network).cpu()
-
-
 def _fitting(
     denoiser: Denoiser, data: Source | Tensor, labels: Tensor | None, classes: Sequence[str] | None
 ) -> Source:
@@ -343,6 +343,7 @@ def _preset(
 ) -> Preset:
     """What checkpoints and runs record of a model of one's own."""
     schedule = denoiser.schedule
+    rounds = rounds or Optimization(updates=2000, batch=128, lr=5e-4, anneal=True)
     return Preset(
         name="own",
         data=source.name,
@@ -350,7 +351,8 @@ def _preset(
         output=denoiser.output,
         weighting=weighting,
         teacher=teacher,
-        distill=rounds or Optimization(updates=2000, batch=128, lr=5e-4, anneal=True),
+        distill=rounds,
+        guide=rounds,
         first_steps=first_steps,
         logsnr_min=schedule.logsnr_min,
         logsnr_max=schedule.logsnr_max,
@@ -374,7 +376,7 @@ def _foreign(source: Source, preset: Preset, machine: Machine, seed: int) -> dic
 def _kept(teacher: Checkpoint, run: Run) -> Checkpoint:
     """`teacher`, as RUN/teacher; PdlabError where another stands there."""
     run.check_free(TEACHER)
-    path, network = run.path / TEACHER, _like(teacher.denoiser)
+    path, network = run.path / TEACHER, twin(teacher.denoiser)
     if run.checkpoint(TEACHER) is None:
         files.save(path, teacher.denoiser, teacher.info)
         return files.load(path, network)

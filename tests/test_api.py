@@ -19,6 +19,7 @@ import pdlab
 from pdlab.diffusion.samplers import SAMPLERS, ddim, nfe
 from pdlab.distillation.guided import guided_student
 from pdlab.distillation.rounds import RoundObjective
+from pdlab.networks.mlp import MLP, MLPConfig
 from pdlab.training.checkpoint import read_header
 
 README = Path(__file__).parent.parent / "README.md"
@@ -320,7 +321,28 @@ def test_a_killed_script_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert again == whole != ""
 
 
-def test_a_network_without_a_way_in_for_guidance_is_refused_it() -> None:
+def test_a_network_without_a_way_in_for_guidance_is_refused_it(tmp_path: Path) -> None:
     own = pdlab.Denoiser(Net(4), "v", num_classes=3, null_class=True, shape=(3, 8, 8))
     with pytest.raises(pdlab.PdlabError, match="Net has no way in for a guidance weight"):
         guided_student(own, 2.0)
+    with pytest.raises(pdlab.PdlabError, match="no way in"):
+        pdlab.distill(own, images(), tmp_path / "run", first=4, labels=LABELS, guidance_max=2.0, quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_registered_network_learns_to_be_told_the_guidance(tmp_path: Path) -> None:
+    config = MLPConfig(shape=(3, 8, 8), width=16, blocks=1, num_classes=3, null_class=True)
+    torch.manual_seed(0)
+    own = pdlab.Denoiser(MLP(config), "x", num_classes=3, null_class=True)
+    teacher = pdlab.train(own, images(), tmp_path, updates=4, labels=LABELS, label_drop=0.2, quiet=True)
+    students = pdlab.distill(
+        teacher, images(), tmp_path, first=4, updates=2, labels=LABELS, guidance_max=2.0, quiet=True
+    )
+    assert read_header(tmp_path / "guided")["info"]["teacher"] == teacher.sha256
+    assert pdlab.sample(students[1], 4, classes=["2"], guidance=1.5).shape == (4, 3, 8, 8)
+    with pytest.raises(pdlab.PdlabError, match=r"guidance 3 is outside"):
+        pdlab.sample(students[1], 4, guidance=3.0)
+    again = pdlab.distill(
+        teacher, images(), tmp_path, first=4, updates=2, labels=LABELS, guidance_max=2.0, quiet=True
+    )
+    assert [s.sha256 for s in again.values()] == [s.sha256 for s in students.values()]

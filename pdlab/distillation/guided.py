@@ -53,24 +53,28 @@ def draw_guidance(denoiser: Denoiser, n: int, generator: torch.Generator, device
     return denoiser.guidance_max * torch.rand(n, generator=generator, device=device)
 
 
-def guided_student(teacher: Denoiser, guidance_max: float, seed: int = 0) -> Denoiser:
-    """A student with the `teacher`'s weights that is also told w; the new branch starts at 0, i.e. as w = 0.
-
-    It has no null class: what its teacher said of that is part of the guided prediction. `seed` draws the branch's
-    first layer. Raises PdlabError for a
-    teacher that cannot be guided.
-    """
+def check_guidable(teacher: Denoiser, guidance_max: float) -> None:
+    """Raise PdlabError for a teacher that cannot be guided, or whose network has no way in for a weight."""
     if not teacher.null_class:
         teacher.check_guidance(1.0)
     if not guidance_max > 0:
         raise PdlabError(f"guidance_max must be above 0, not {guidance_max:g}")
-    known = config_of(teacher)
-    if isinstance(known, Own) or not hasattr(known, "guidance_max"):
+    config = config_of(teacher)
+    if isinstance(config, Own) or not hasattr(config, "guidance_max"):
         raise PdlabError(
             f"{type(teacher.network).__name__} has no way in for a guidance weight: make it with Denoiser(…, "
             "guidance_max=…) and train it so, or distil without guidance"
         )
-    config = dataclasses.replace(known, guidance_max=guidance_max, null_class=False)
+
+
+def guided_student(teacher: Denoiser, guidance_max: float, seed: int = 0) -> Denoiser:
+    """A student with the `teacher`'s weights that is also told w; the new branch starts at 0, i.e. as w = 0.
+
+    It has no null class: what its teacher said of that is part of the guided prediction. `seed` draws the branch's
+    first layer. Raises PdlabError as `check_guidable`.
+    """
+    check_guidable(teacher, guidance_max)
+    config = dataclasses.replace(config_of(teacher), guidance_max=guidance_max, null_class=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, GUIDED, "initialization"))
         network = build(config, teacher.output)

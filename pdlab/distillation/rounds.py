@@ -14,10 +14,10 @@ from pdlab.diffusion.denoiser import Denoiser
 from pdlab.diffusion.prediction import Prediction
 from pdlab.diffusion.schedule import diffuse
 from pdlab.diffusion.weighting import WEIGHTINGS
-from pdlab.distillation.guided import GUIDED, GuidedObjective, draw_guidance, guided_student
+from pdlab.distillation.guided import GUIDED, GuidedObjective, check_guidable, draw_guidance, guided_student
 from pdlab.distillation.target import target_along
 from pdlab.errors import PdlabError
-from pdlab.networks.registry import Own, config_of
+from pdlab.networks.registry import twin
 from pdlab.training.checkpoint import Checkpoint, load, save
 from pdlab.training.cost import Cost, check_memory, size_of
 from pdlab.training.log import Log
@@ -323,6 +323,8 @@ def check_rounds(
     for steps in rungs:
         round_settings(preset.distill, steps)
     check_distillable(teacher.denoiser)
+    if preset.guidance_max and not teacher.denoiser.guidance_max:
+        check_guidable(teacher.denoiser, preset.guidance_max)
     if teacher.denoiser.steps not in (None, first):
         raise PdlabError(
             f"{teacher.path} was distilled for {teacher.denoiser.steps} steps: give --from {teacher.denoiser.steps}"
@@ -344,9 +346,8 @@ def check_same_data(checkpoint: Checkpoint, source: Source) -> None:
 
 
 def _load_rung(path: Path, parent: str, like: Denoiser) -> Checkpoint:
-    own = isinstance(config_of(like), Own)
     try:
-        done = load(path, copy.deepcopy(like.network).cpu() if own else None)
+        done = load(path, twin(like))
     except PdlabError as error:
         raise PdlabError(f"{error}; remove {path} to distil it again") from None
     if done.info.get("teacher") != parent:

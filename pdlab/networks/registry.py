@@ -5,6 +5,7 @@ configuration; nothing that a file names is ever imported. A network that is not
 owner's code can build it, and its weights load into what `load(path, network=…)` is given.
 """
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -96,6 +97,11 @@ def config_of(denoiser: Denoiser) -> Any:
     names = (n for n, known in NETWORKS.items() if known.config is None and isinstance(known.make, type))
     name = next((n for n in names if type(network) is NETWORKS[n].make), _where(type(network)))
     return Own(name, denoiser.shape, denoiser.num_classes, denoiser.null_class, denoiser.guidance_max)
+
+
+def twin(denoiser: Denoiser) -> nn.Module | None:
+    """A network that takes the weights of one's own like `denoiser`'s; None where a file describes the network."""
+    return copy.deepcopy(denoiser.network).cpu() if isinstance(config_of(denoiser), Own) else None
 
 
 def build(config: Any, output: str, dropout: float = 0.0) -> nn.Module:
