@@ -13,6 +13,7 @@ from pdlab import data
 from pdlab.data.source import ImageSource, to_uint8
 from pdlab.diffusion.samplers import sample
 from pdlab.distillation.rounds import distill
+from pdlab.errors import PdlabError
 from pdlab.figures.charts import metric_curve
 from pdlab.figures.grids import sample_grid
 from pdlab.files import atomic_file
@@ -26,7 +27,7 @@ from pdlab.training.log import Log
 from pdlab.training.machine import Machine
 from pdlab.training.presets import Preset, preset
 from pdlab.training.run import Run
-from pdlab.training.teacher import train
+from pdlab.training.teacher import TEACHER, train
 from pdlab.zoo import SAMPLES
 
 
@@ -46,6 +47,8 @@ def quickstart(
     source = data.load(settings.data)
     assert isinstance(source, ImageSource)
     with Run(out) as run, log, _one_thread():
+        if run.checkpoint(TEACHER) is None and (out / "distill.json").exists():
+            raise PdlabError(f"{out} holds the rounds of another teacher: choose another --out")
         teacher = load(train(settings, source, run, machine, seed=seed, log=log))
         paths = distill(teacher, source, settings, run, machine, first=settings.first_steps, seed=seed, log=log)
         students = [load(path) for path in paths]

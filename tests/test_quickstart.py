@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
+from pdlab.errors import PdlabError
 from pdlab.quickstart import quickstart
 from pdlab.training.checkpoint import load
 from pdlab.training.log import Log
@@ -46,3 +48,10 @@ def test_quickstart_in_miniature(tmp_path: Path) -> None:
     again = quickstart(tmp_path, 3, settings=settings, n=300, log=Log(tmp_path, quiet=True))
     assert {p: load(p).sha256 for p in hashes} == hashes
     assert [row["value"] for row in again["rows"]] == [row["value"] for row in report["rows"]]
+
+
+def test_the_rounds_of_another_teacher_are_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "distill.json").write_text("{}")
+    with pytest.raises(PdlabError, match="the rounds of another teacher"):
+        quickstart(tmp_path, 0)
+    assert not (tmp_path / "train.json").exists()

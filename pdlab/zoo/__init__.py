@@ -326,6 +326,9 @@ def _content(name: str, file: str) -> bytes:
 def _manifest(path: Path, changed: int, size: int, inode: int) -> dict[str, Any]:
     found = schema.read(path, Manifest)
     from_dict(found["settings"], f"{path}: settings")
+    for rung in found["rungs"]:
+        if rung["file"] not in found["files"]:
+            raise PdlabError(f"{path}: files has no {rung['file']}, which is the file of a rung")
     return found
 
 

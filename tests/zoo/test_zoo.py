@@ -74,6 +74,12 @@ def test_no_rung_leaves_its_ladder(copy: Path) -> None:
         zoo.find(f"{copy}:2")
 
 
+def test_a_rung_whose_file_the_manifest_does_not_have_is_refused(copy: Path) -> None:
+    edit(copy / "manifest.json", lambda made: made["files"].pop(made["rungs"][2]["file"]))
+    with pytest.raises(PdlabError, match=r"manifest\.json: files has no student-\d+/model\.safetensors"):
+        zoo.manifest_at(copy)
+
+
 def test_the_pool_stands_in_only_for_data_that_are_absent(
     ladder: Ladder, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
