@@ -53,8 +53,11 @@ def open_regular(path: Path) -> IO[bytes]:
     if stat.S_ISREG(mode):
         return os.fdopen(handle, "rb")
     os.close(handle)
-    kind = next((name for test, name in _KINDS if test(mode)), "something else")
-    raise PdlabError(f"{path} is not a file but {kind}")
+    raise PdlabError(f"{path} is not a file but {_kind(mode)}")
+
+
+def _kind(mode: int) -> str:
+    return next((name for test, name in _KINDS if test(mode)), "something else")
 
 
 def read_bytes(path: Path, most: int) -> bytes:
@@ -88,7 +91,7 @@ def check_place(path: Path, remedy: str) -> None:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if not os.access(parent, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        path.exists()  # a name that is too long
+        _check_replaceable(path)
     except OSError as error:
         raise PdlabError(f"cannot write {path}: {reason(error)}; {remedy}") from None
 
@@ -105,9 +108,23 @@ def atomic_file(path: Path, remedy: str = "choose another place") -> Iterator[IO
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
+            _check_replaceable(path)
             temporary.replace(path)
     except OSError as error:
         raise _cannot_write(path, error, remedy) from error
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raise OSError where `path` is a pipe, socket or device: a file that took its name would be its end.
+
+    A rename would succeed: root could lose /dev/null to it. A link is replaced, not what it leads to.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
+        raise OSError(errno.EEXIST, f"it is not a file but {_kind(mode)}")
 
 
 @contextmanager

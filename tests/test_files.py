@@ -89,3 +89,14 @@ def test_what_is_set_aside_replaces_nothing(tmp_path: Path) -> None:
         files.set_aside(tmp_path / "x", tmp_path / "aside")
     there = {path.name: path.read_text() for path in (tmp_path / "aside").iterdir()}
     assert there == {"x": "0", "x-2": "1", "x-3": "2"}
+
+
+def test_a_pipe_or_a_device_is_not_replaced(tmp_path: Path) -> None:
+    """Root may rename a file over /dev/null."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(PdlabError, match="not a file but a pipe; choose another"):
+        files.check_place(tmp_path / "pipe", "choose another")
+    with pytest.raises(PdlabError, match="not a file but a pipe"):
+        files.write(tmp_path / "pipe", b"x", "choose another")
+    assert (tmp_path / "pipe").is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]

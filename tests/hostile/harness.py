@@ -27,6 +27,7 @@ from pdlab import cli
 
 MOST_MEMORY = 2 << 30
 MOST_WORK = 10  # seconds of the processor, which do not depend on who else uses it
+DEVICES = [path for path in ("/dev/null", "/dev/full", "/dev/zero") if Path(path).is_char_device()]
 HANGS = 120  # seconds of the clock: it waits for something that will never come
 COMMAND = typer.main.get_command(cli.app)  # as every call of `pdlab` would make it anew
 _DIGITS = functools.cache(sklearn.datasets.load_digits)
@@ -75,6 +76,7 @@ def attempt(args: list[str], folder: Path) -> Outcome:
         assert len(outcome.refusals) == 1, (args, outcome.err)
         if "not finite" not in outcome.err:  # a training that began, and went wrong
             assert contents(folder) == before, (args, outcome.err)
+    assert all(Path(device).is_char_device() for device in DEVICES), (args, "replaced")
     left = list(folder.rglob(".pdlab-tmp-*"))
     assert not left, (args, left)
     return outcome

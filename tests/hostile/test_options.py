@@ -142,7 +142,10 @@ def run(args: list[str], home: Path) -> Outcome:
     with pytest.MonkeyPatch.context() as patch, little_work():
         patch.chdir(home)
         try:
-            return attempt(args, home)
+            outcome = attempt(args, home)
+            assert (home / "pipe").is_fifo(), (args, "replaced")
+            assert (home / "socket").is_socket(), (args, "replaced")
+            return outcome
         finally:
             for made in set(home.iterdir()) - there:
                 files.discard(made)
@@ -220,7 +223,12 @@ def test_a_port_that_is_taken_is_refused_in_words(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "message"), [("--batch=1000000000", "GiB"), ("--out={home}/folder", "cannot write")]
+    ("option", "message"),
+    [
+        ("--batch=1000000000", "GiB"),
+        ("--out={home}/folder", "cannot write"),
+        ("--out={home}/pipe", "not a file but a pipe"),
+    ],
 )
 def test_a_benchmark_that_cannot_end_well_does_not_begin(option: str, message: str, home: Path) -> None:
     outcome = run([*command_line("bench", home), option.format(home=home)], home)
