@@ -8,6 +8,7 @@
 The command line does the same with presets; what both give is the same kind of run.
 """
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from pdlab.distillation.rounds import RoundObjective, check_rounds, rung_name
 from pdlab.distillation.rounds import distill as distill_into
 from pdlab.errors import PdlabError
 from pdlab.metrics.card import Row
-from pdlab.metrics.evaluate import Yardstick, generate
+from pdlab.metrics.evaluate import Yardstick, samples_of
 from pdlab.metrics.evaluate import evaluate as measure
 from pdlab.metrics.features import FeatureExtractor, extractor
 from pdlab.networks.registry import config_of, twin
@@ -36,7 +37,7 @@ from pdlab.training.loop import Upkeep
 from pdlab.training.machine import Machine
 from pdlab.training.presets import Optimization, Preset, to_dict
 from pdlab.training.run import Run
-from pdlab.training.teacher import TEACHER, describe
+from pdlab.training.teacher import TEACHER, check_fits, describe
 from pdlab.training.teacher import train as train_into
 
 Model = Denoiser | Checkpoint
@@ -79,7 +80,7 @@ def train(
     settings = _optimization(updates=updates, batch=batch, lr=lr, ema=ema, **{"warmup": min(200, updates), **more})
     preset = _preset(denoiser, source, weighting, settings, None, first_steps, precision)
     machine = Machine(device, precision)
-    with torch.random.fork_rng(devices=[]), Run(run) as folder, Log(folder.path, quiet=quiet) as log:
+    with Run(run) as folder, Log(folder.path, quiet=quiet) as log:
         own = _shaped(denoiser, source)
         path = train_into(preset, source, folder, machine, denoiser=own, seed=seed, log=log, upkeep=upkeep)
     return files.load(path, twin(own))
@@ -100,7 +101,7 @@ def distill(
     lr: float | None = None,
     weighting: str | None = None,
     guidance_max: float | None = None,
-    objective: Callable[[Denoiser, Tensor, str, int], RoundObjective] = RoundObjective,
+    objective: Callable[[Denoiser, int, str, int], RoundObjective] = RoundObjective,
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
@@ -122,7 +123,7 @@ def distill(
         weighting: of the loss, "truncated", "snr+1" or "snr" (default: the teacher's, or "truncated").
         guidance_max: above 0, the ladder begins with a student that is told a guidance weight up to this
             (`run`/guided, by the same settings); the network needs a way in for it (default: the teacher's, or 0).
-        objective: what a round minimises, called once with (teacher, steps, weighting, hops).
+        objective: what a round minimises, called at its beginning with (teacher, steps, weighting, hops).
 
     Raises PdlabError, before anything is written, for an eps network, step counts that `hops` do not connect, or
     data that do not fit.
@@ -216,27 +217,15 @@ def sample(
     (default: all in turn), `guidance` beyond it. `options` go to the sampler, a name or a function.
     """
     checkpoint = _checkpoint(model)
-    steps = steps or checkpoint.denoiser.steps
-    if steps is None:
-        raise PdlabError("this denoiser is not distilled and has no step count of its own: say how many steps")
+    steps = checkpoint.step_count(steps)
+    if n < 1:
+        raise PdlabError(f"n must be at least 1, not {n}")
     memory.check(8 * n * torch.Size(checkpoint.shape).numel(), f"{n:,} samples", "take a smaller n")
     machine = Machine(device, precision or checkpoint.precision)
-    denoiser = machine.place(checkpoint.denoiser)
-    with machine.for_sampling(denoiser) as live:
-        parts = generate(
-            live,
-            checkpoint.shape,
-            n,
-            steps,
-            sampler,
-            seed=seed,
-            clip=clip,
-            guidance=guidance,
-            classes=checkpoint.class_numbers(classes),
-            batch=batch,
-            options=options,
-        )
-        return torch.cat([part.cpu() for part in parts])
+    how: dict[str, Any] = {"seed": seed, "clip": clip, "guidance": guidance, "classes": classes, "options": options}
+    return torch.cat(
+        [part.cpu() for part in samples_of(checkpoint, n, steps, machine, sampler, batch=batch, **how)]
+    )
 
 
 def evaluate(
@@ -264,9 +253,7 @@ def evaluate(
     if not isinstance(source, ImageSource):
         raise PdlabError(f"{source.name} is 2-D: only images are measured")
     checkpoint = _checkpoint(model)
-    steps = steps or checkpoint.denoiser.steps
-    if steps is None:
-        raise PdlabError("this denoiser is not distilled and has no step count of its own: say how many steps")
+    steps = checkpoint.step_count(steps)
     machine = Machine(device, precision or checkpoint.precision)
     by = extractor(features, None, machine.device, source.shape) if isinstance(features, str) else features
     kinds = ["frechet", "kernel", "precision", "recall"]
@@ -296,22 +283,15 @@ def _fitting(
         raise PdlabError(
             f"give a pdlab.Denoiser, not {type(denoiser).__name__}: Denoiser(network, output=…) makes one"
         )
+    if labels is not None and classes is None and denoiser.num_classes:  # some of them may not occur
+        classes = [str(k) for k in range(denoiser.num_classes)]
     source = source_of(data, labels, classes)
-    if denoiser.shape is not None and tuple(denoiser.shape) != tuple(source.shape):
-        raise PdlabError(f"the denoiser takes {list(denoiser.shape)}, but {source.name} has {list(source.shape)}")
-    if denoiser.num_classes and not source.num_classes:
-        raise PdlabError(
-            f"the denoiser is told one of {denoiser.num_classes} classes, but {source.name} has no labels"
-        )
-    if denoiser.num_classes and source.num_classes > denoiser.num_classes:
-        raise PdlabError(
-            f"the denoiser has {denoiser.num_classes} classes, but {source.name} has {source.num_classes}"
-        )
+    check_fits(source, denoiser.shape or source.shape, denoiser.num_classes, "the denoiser")
     zeros = torch.zeros(2, *source.shape, device=denoiser.device)
     told = torch.zeros(2, dtype=torch.int64, device=denoiser.device) if denoiser.num_classes else None
     try:
         with torch.no_grad():
-            denoiser(zeros, 0.5, told)
+            copy.deepcopy(denoiser).eval()(zeros, 0.5, told)  # a norm would count this batch
     except PdlabError:
         raise
     except Exception as error:  # whatever a network of one's own raises

@@ -367,7 +367,7 @@ def sample(
     if out.suffix not in (".png", ".npz"):
         raise PdlabError(f"--out {out} must end in .png (a grid) or .npz (all samples)")
     model = find(checkpoint)
-    count = _step_count(model, steps)
+    count = model.step_count(steps)
     machine = Machine(device.value, precision.value if precision else model.precision)
     options = {"nu": nu} if takes(sampler, "nu") else {}
     write_samples(
@@ -686,13 +686,6 @@ def _counts(text: str) -> list[int]:
     if not counts or min(counts) < 1 or max(counts) > MOST_STEPS:
         raise PdlabError(f"--steps {text:.100} must be step counts from 1 to {MOST_STEPS}, with commas: 1,2,4")
     return counts
-
-
-def _step_count(model: Any, steps: int | None) -> int:
-    count = steps or model.denoiser.steps
-    if count is None:
-        raise PdlabError(f"{model.path} is not distilled and has no step count of its own: give --steps")
-    return int(count)
 
 
 def _data_of(model: Any, root: Path | None, dataset: str | None, download: bool) -> Any:

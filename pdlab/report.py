@@ -20,7 +20,7 @@ from pdlab.errors import PdlabError
 from pdlab.figures.mosaic import mosaic
 from pdlab.files import alone, atomic_file, check_place, write
 from pdlab.metrics.card import Kind, Row, by_sampler
-from pdlab.metrics.evaluate import Yardstick, evaluate, generate, labels_of
+from pdlab.metrics.evaluate import Yardstick, evaluate, labels_of, samples_of
 from pdlab.metrics.features import extractor
 from pdlab.training.checkpoint import Checkpoint, load
 from pdlab.training.cost import cost_report, size
@@ -232,20 +232,9 @@ def write_samples(
     memory.check(24 * n * torch.Size(model.shape).numel(), f"{n:,} samples", "take a smaller --n")
     model.denoiser.check_guidance(guidance)
     labels = labels_of(model.denoiser, n, model.class_numbers(classes))
-    with Log(quiet=quiet) as log, machine.for_sampling(machine.place(model.denoiser)) as denoiser:
-        parts = generate(
-            denoiser,
-            model.shape,
-            n,
-            steps,
-            sampler,
-            seed=seed,
-            clip=clip,
-            guidance=guidance,
-            classes=model.class_numbers(classes),
-            progress=partial(log.advance, "sampling"),
-            options=options,
-        )
+    how: dict[str, Any] = {"seed": seed, "clip": clip, "guidance": guidance, "classes": classes, "options": options}
+    with Log(quiet=quiet) as log:
+        parts = samples_of(model, n, steps, machine, sampler, progress=partial(log.advance, "sampling"), **how)
         samples = torch.cat([part.cpu() for part in parts])
     images = to_uint8(samples) if model.denoiser.bounded else None
     with atomic_file(out) as file:

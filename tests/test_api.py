@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ from pdlab.distillation.guided import guided_student
 from pdlab.distillation.rounds import RoundObjective
 from pdlab.networks.mlp import MLP, MLPConfig
 from pdlab.training.checkpoint import read_header
+from pdlab.training.loop import Upkeep
+from pdlab.training.run import Run
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -148,8 +151,12 @@ BAD = {
     "both": (lambda: (model(output="both"), images()), {}, r"\[2, 6, 8, 8\]"),
     "eps": (lambda: (pdlab.Denoiser(Net(), "eps"), images()), {}, "eps network is not distilled"),
     "labels not taken": (lambda: (pdlab.Denoiser(Net(3), "v"), images()), {}, "Net.*fails on"),
-    "no labels": (lambda: (model(3), images()), {}, "told one of 3 classes, but images has no labels"),
-    "too many classes": (lambda: (model(3), images()), {"labels": torch.arange(64)}, "3 classes, but.*has 64"),
+    "no labels": (lambda: (model(3), images()), {}, "conditioned on 3 classes, but images has 0"),
+    "too many classes": (
+        lambda: (model(3), images()),
+        {"labels": torch.arange(64)},
+        "labels go up to 63, but only 3 classes",
+    ),
     "labels of another number": (lambda: (model(3), images()), {"labels": LABELS[:9]}, "64 integers.*9"),
     "negative labels": (lambda: (model(3), images()), {"labels": LABELS - 1}, "from -1 on"),
     "out of range": (lambda: (model(), images() * 2), {}, r"not within \[-1, 1\]"),
@@ -328,6 +335,74 @@ def test_a_network_without_a_way_in_for_guidance_is_refused_it(tmp_path: Path) -
     with pytest.raises(pdlab.PdlabError, match="no way in"):
         pdlab.distill(own, images(), tmp_path / "run", first=4, labels=LABELS, guidance_max=2.0, quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+class Usual(nn.Module):
+    """What networks have beside trained weights: frozen frequencies, running statistics, what no loss reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frequencies = nn.Parameter(torch.linspace(0.1, 1, 4), requires_grad=False)
+        self.unused = nn.Parameter(torch.zeros(3))
+        self.time, self.norm = nn.Linear(4, 8), nn.BatchNorm2d(8)
+        self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, z: Tensor, logsnr: Tensor) -> Tensor:
+        condition = self.time((logsnr[:, None] * self.frequencies).sin())
+        return self.last((self.norm(self.first(z)) + condition[:, :, None, None]).relu())
+
+
+def test_what_a_network_has_beside_trained_weights_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    own = pdlab.Denoiser(Usual(), "x")
+    whole = pdlab.train(own, images(), tmp_path / "whole", updates=8, batch=8, quiet=True)
+    norm = whole.denoiser.network.get_submodule("norm")
+    assert norm.num_batches_tracked == 8
+    assert norm.running_var.ne(1).any()
+
+    save = Run.save_state
+
+    def saved_and_interrupted(run: Run, stage: str, k: int, *rest: Any) -> None:
+        save(run, stage, k, *rest)
+        if k == 5:
+            raise KeyboardInterrupt
+
+    cut, often = tmp_path / "cut", Upkeep(save_every=0)
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "save_state", saved_and_interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pdlab.train(own, images(), cut, updates=8, batch=8, quiet=True, upkeep=often)
+    assert [state.name for state in (cut / "progress").iterdir() if state.name.endswith("5")]
+    again = pdlab.train(own, images(), cut, updates=8, batch=8, quiet=True)
+    assert again.sha256 == whole.sha256
+    students = pdlab.distill(whole, images(), tmp_path / "whole", first=2, updates=3, quiet=True)
+    after = students[1].denoiser.network.state_dict()
+    for name in ("frequencies", "unused", "norm.running_var", "norm.num_batches_tracked"):
+        assert torch.equal(after[name], whole.denoiser.network.state_dict()[name]), name
+
+
+def test_steps_and_numbers_below_one_are_refused() -> None:
+    own = pdlab.Denoiser(Net(), "v", shape=(3, 8, 8))
+    with pytest.raises(pdlab.PdlabError, match="steps must be at least 1, not 0"):
+        pdlab.sample(own, 4, 0)
+    with pytest.raises(pdlab.PdlabError, match="n must be at least 1, not 0"):
+        pdlab.sample(own, 0, 2)
+    with pytest.raises(pdlab.PdlabError, match="no step count of its own"):
+        pdlab.sample(own, 4)
+
+
+def test_training_leaves_the_process_s_random_numbers_alone(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    own = model()
+    torch.manual_seed(3)
+    pdlab.train(own, images(), tmp_path, updates=2, quiet=True)
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_labels_need_not_have_every_class(tmp_path: Path) -> None:
+    students = pdlab.distill(model(5), images(), tmp_path, first=2, updates=1, labels=LABELS, quiet=True)
+    assert students[1].classes == ["0", "1", "2", "3", "4"]
 
 
 def test_a_registered_network_learns_to_be_told_the_guidance(tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ def test_bad_checkpoints(pdlab, teacher: Path, tmp_path: Path) -> None:
     out = tmp_path / "g.png"
     refused(pdlab("sample", tmp_path / "none", "--out", out), "there is no checkpoint")
     refused(pdlab("sample", teacher.parent, "--out", out), "name one of")
-    refused(pdlab("sample", teacher, "--out", out), "give --steps")
+    refused(pdlab("sample", teacher, "--out", out), "give steps (--steps)")
     refused(pdlab("sample", teacher, "--steps", 2, "--out", tmp_path / "g.gif"), ".png", ".npz")
     refused(
         pdlab("evaluate", teacher, "--features", "pixels", "--n", 64, "--out", tmp_path / "r.json"), "too few", "65"

@@ -15,7 +15,7 @@ from pdlab.diffusion.prediction import Prediction
 from pdlab.diffusion.schedule import diffuse
 from pdlab.diffusion.weighting import WEIGHTINGS
 from pdlab.distillation.guided import GUIDED, GuidedObjective, check_guidable, draw_guidance, guided_student
-from pdlab.distillation.target import target_along
+from pdlab.distillation.target import target_along, times_of
 from pdlab.errors import PdlabError
 from pdlab.networks.registry import twin
 from pdlab.training.checkpoint import Checkpoint, load, save
@@ -60,19 +60,18 @@ def round_settings(settings: Optimization, steps: int) -> Optimization:
 class RoundObjective:
     """The student's: one DDIM step of a student of `steps` steps against `hops` of the `teacher`'s.
 
-    `steps` is a 0-d integer tensor on the device, so that one compiled function serves every round. Where both
-    take a guidance weight, one is drawn for each example and given to both. `draw` says how i is drawn (see
-    `training.objective.TIMES`). A variant of the method overrides `times` or `target`.
+    Where both take a guidance weight, one is drawn for each example and given to both. `draw` says how i is drawn
+    (see `training.objective.TIMES`). A variant of the method overrides `times` or `target`.
     """
 
-    def __init__(self, teacher: Denoiser, steps: Tensor, weighting: str, hops: int = 2) -> None:
+    def __init__(self, teacher: Denoiser, steps: int, weighting: str, hops: int = 2) -> None:
         self.teacher, self.steps, self.weighting, self.hops = teacher, steps, WEIGHTINGS[weighting], hops
         self.draw = "stratified"
 
     def times(self, n: int, generator: torch.Generator, device: torch.device) -> list[Tensor]:
         """The teacher's times, `hops` + 1 of `[n]`, from the student's t = i/N, i ~ U{1, …, N}, to t − 1/N."""
         i = torch.ceil(TIMES[self.draw](n, generator, device) * self.steps)
-        return [(i - k / self.hops) / self.steps for k in range(self.hops + 1)]
+        return times_of(i, self.steps, self.hops)
 
     def target(self, z: Tensor, times: list[Tensor], labels: Tensor | None, guidance: Tensor | None) -> Prediction:
         """What the student is taught at `z` `[B, …]` and `times[0]`."""
@@ -98,7 +97,7 @@ class Ladder:
         teacher: any denoiser; left as it is.
         weighting: of the student's loss.
         hops: how many of the teacher's steps one of the student's replaces; the paper's 2.
-        objective: what a round minimises: called once with (teacher, steps, weighting, hops).
+        objective: what a round minimises: called at its beginning with (teacher, steps, weighting, hops).
     """
 
     def __init__(
@@ -109,16 +108,16 @@ class Ladder:
         *,
         weighting: str = "truncated",
         hops: int = 2,
-        objective: Callable[[Denoiser, Tensor, str, int], RoundObjective] = RoundObjective,
+        objective: Callable[[Denoiser, int, str, int], RoundObjective] = RoundObjective,
     ) -> None:
-        self.machine, self.hops = machine, hops
+        self.machine, self.weighting, self.hops, self.objective = machine, weighting, hops, objective
         self.source = source.to(machine.device)
         self.teacher = machine.place(copy.deepcopy(teacher)).eval().requires_grad_(False)
-        self.student = machine.place(copy.deepcopy(teacher)).requires_grad_(True)
+        self.student = machine.place(copy.deepcopy(teacher))
+        if not any(p.requires_grad for p in self.student.parameters()):  # it was frozen as a whole, not in part
+            self.student.requires_grad_(True)
         self._live_teacher = trainable(self.teacher, machine)
         self._live_student = trainable(self.student, machine)
-        self._steps = torch.ones((), dtype=torch.int64, device=machine.device)
-        self._objective = objective(self._live_teacher, self._steps, weighting, hops)
 
     def descend(
         self,
@@ -133,16 +132,16 @@ class Ladder:
     ) -> Trained:
         """Distil the current teacher into a student of `steps` steps, `self.student`.
 
-        The student starts as its teacher, or as `start`.
-        With a moving average in `settings` the student ends as that: it is sampled, kept, and the next teacher.
+        The student starts as its teacher, or as `start`. With a moving average in `settings` it ends as that: the
+        average is sampled, kept, and the next teacher.
         """
         self.student.network.load_state_dict((start or self.teacher).network.state_dict())
         self.student.steps = steps
-        self._steps.fill_(steps)
-        self._objective.draw = settings.times
+        objective = self.objective(self._live_teacher, steps, self.weighting, self.hops)
+        objective.draw = settings.times
         trained = fit(
             self.student,
-            self._objective,
+            objective,
             self.source,
             settings,
             self.machine,
@@ -188,7 +187,7 @@ def distill(
     first: int,
     last: int = 1,
     hops: int = 2,
-    objective: Callable[[Denoiser, Tensor, str, int], RoundObjective] = RoundObjective,
+    objective: Callable[[Denoiser, int, str, int], RoundObjective] = RoundObjective,
     seed: int = 0,
     log: Log | None = None,
     upkeep: Upkeep = Upkeep(),

@@ -47,7 +47,7 @@ def student_target(
     teacher: Denoiser,
     z: Tensor,
     i: Tensor,
-    steps: int | Tensor,
+    steps: int,
     labels: Tensor | None = None,
     guidance: Tensor | float | None = None,
     *,
@@ -59,14 +59,18 @@ def student_target(
         teacher: a denoiser for `hops`·`steps` steps (or an undistilled one).
         z: z_t `[B, …]`, float32 or better; the teacher's outputs are not clipped.
         i: `[B]` integers in 1 … steps.
-        steps: the student's N; a tensor keeps compiled code from being specialised to it.
+        steps: the student's N.
         hops: the teacher's steps that one of the student replaces; the paper's 2.
 
     Returns the target as x, eps and v (eps and v belong to x̃ at the same z_t), detached.
     """
+    return target_along(teacher, z, times_of(i.to(z.dtype), steps, hops), labels, guidance)
+
+
+def times_of(i: Tensor, steps: int, hops: int = 2) -> list[Tensor]:
+    """The `hops` + 1 times that a teacher visits, of i's shape and dtype, from i/`steps` to (i − 1)/`steps`."""
     # One division each: the differences of times must not inherit the rounding of t.
-    times = [(i.to(z.dtype) - k / hops) / steps for k in range(hops + 1)]
-    return target_along(teacher, z, times, labels, guidance)
+    return [(i - k / hops) / steps for k in range(hops + 1)]
 
 
 def target_along(

@@ -92,6 +92,25 @@ def generate(
     return batches()
 
 
+def samples_of(
+    checkpoint: Checkpoint,
+    n: int,
+    steps: int,
+    machine: Machine,
+    sampler: str | Sampler = "ddim",
+    *,
+    classes: Sequence[str | int] | None = None,
+    **how: Any,
+) -> Iterator[Tensor]:
+    """Batches of samples of `checkpoint` on `machine`, `n` in all; `classes` by name or number.
+
+    `how` as for `generate`.
+    """
+    with machine.for_sampling(machine.place(checkpoint.denoiser)) as denoiser:
+        numbers = checkpoint.class_numbers(classes)
+        yield from generate(denoiser, checkpoint.shape, n, steps, sampler, classes=numbers, **how)
+
+
 class Yardstick:
     """What samples are measured with: features, a reference, a number of samples, and what real images reach.
 
@@ -237,22 +256,9 @@ def sample_features(
     options: Mapping[str, float] | None = None,
 ) -> Tensor:
     """Features `[yardstick.n, dim]` of samples of `checkpoint`, rounded to uint8."""
-    with machine.for_sampling(machine.place(checkpoint.denoiser)) as denoiser:
-        parts = generate(
-            denoiser,
-            checkpoint.shape,
-            yardstick.n,
-            steps,
-            sampler,
-            seed=seed,
-            clip=clip,
-            guidance=guidance,
-            classes=checkpoint.class_numbers(classes),
-            batch=batch,
-            progress=progress,
-            options=options,
-        )
-        return torch.cat([yardstick.extractor(to_uint8(part)) for part in parts])
+    how: dict[str, Any] = {"seed": seed, "clip": clip, "guidance": guidance, "classes": classes, "options": options}
+    parts = samples_of(checkpoint, yardstick.n, steps, machine, sampler, batch=batch, progress=progress, **how)
+    return torch.cat([yardstick.extractor(to_uint8(part)) for part in parts])
 
 
 def rows_of(

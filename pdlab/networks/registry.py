@@ -59,12 +59,12 @@ class Own:
 
 
 def register_network(name: str, config: type | None = None) -> Callable[[N], N]:
-    """Register the decorated class (or function) under `name`, so that checkpoints of it load, and presets name it.
+    """Register the decorated class under `name`, so that checkpoints of it load, and presets name it.
 
     With `config`, a frozen dataclass of plain values with a `shape` (and `num_classes`, `null_class`,
     `guidance_max`, `dropout`, where the network has them; `out_multiple` for output "both"), it is called with one
-    of it, which the module keeps as `.config`. Without, it is called with nothing. PdlabError for a name that is
-    taken by another.
+    of it, which the module keeps as `.config`; a function will do then. Without, it is called with nothing.
+    PdlabError for a name that is taken by another.
     """
 
     def add(make: N) -> N:

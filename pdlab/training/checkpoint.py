@@ -140,6 +140,16 @@ class Checkpoint:
         names = self.info.get("data", {}).get("classes", [])
         return list(names) if len(names) == number else [str(k) for k in range(number)]
 
+    def step_count(self, steps: int | None) -> int:
+        """`steps`, or a student's own. PdlabError where neither is known, or for less than 1."""
+        count = self.denoiser.steps if steps is None else steps
+        if count is None:
+            what = self.path or "this model"
+            raise PdlabError(f"{what} is not distilled and has no step count of its own: give steps (--steps)")
+        if count < 1:
+            raise PdlabError(f"steps must be at least 1, not {count}")
+        return count
+
     def class_numbers(self, wanted: Sequence[str | int] | None) -> list[int] | None:
         """The numbers of classes given by name or number; None stays None. PdlabError lists those there are."""
         if wanted is None:
@@ -236,17 +246,21 @@ def _load(path: Path, network: nn.Module | None = None) -> Checkpoint:
     try:
         header = read_header(path)
         denoiser = _described(header, f"{path / 'model.json'}", network)
-        expected = shapes_of(denoiser.network.state_dict())
+        held = denoiser.network.state_dict()
+        expected = shapes_of(held)
         into = f"network {type(network).__name__}" if network is not None else "its JSON"
         tensors = read_tensors(path / "model.safetensors", header["sha256"], expected, into)
     except FileNotFoundError as error:
         raise PdlabError(f"{path} is not a checkpoint: it has no {Path(error.filename).name}") from None
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+        counts = not held[name].is_floating_point()  # such as of the batches that a norm has seen
+        if counts == tensor.is_floating_point() or not bool(tensor.isfinite().all()):
             raise PdlabError(f"{path}: {name} holds other things than finite numbers; train it again")
     if network is None:
         denoiser.to_empty(device="cpu")
-    denoiser.network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    denoiser.network.load_state_dict(
+        {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    )
     return Checkpoint(denoiser.eval(), header["info"], header["sha256"], path)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pdlab.data.source import Source
 from pdlab.diffusion.denoiser import Denoiser
@@ -112,10 +112,10 @@ def fit(
     log = log or Log(quiet=True)
     network = denoiser.network.train(dropout)
     live = live or trainable(denoiser, machine)
-    parameters = dict(network.named_parameters())
+    parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
     optimizer = Optimizers(network, settings)
     ema = EMA(parameters, settings.ema, settings.ema_warmup) if settings.ema else None
-    state = _State(parameters, optimizer, ema)
+    state = _State(network, optimizer, ema)
     past = state.restore(run, stage, log)
     k = past["updates"]
     if k > settings.updates:
@@ -177,7 +177,7 @@ def fit(
 
     if run is not None:
         run.begin()
-    with _stop_requested() as stop:
+    with machine.own_randomness(), _stop_requested() as stop:
         while k < settings.updates:
             if k + 1 in skipped:
                 _check_finite(parameters, k, stage)  # else it is not this update that is bad
@@ -288,29 +288,32 @@ class _Pace:
 class _State:
     """Weights, EMA and optimizer state as one flat dictionary of tensors."""
 
-    def __init__(self, parameters: Mapping[str, Tensor], optimizer: Optimizers, ema: EMA | None) -> None:
-        self.parameters, self.optimizer, self.ema = parameters, optimizer, ema
+    def __init__(self, network: nn.Module, optimizer: Optimizers, ema: EMA | None) -> None:
+        self.optimizer, self.ema = optimizer, ema
+        self.weights = dict(network.state_dict())  # they share the network's memory; running statistics too
         self._initial: dict[str, Tensor] = {}
 
     def remember(self) -> None:
         """Hold the initial weights, to go back to while no state is kept."""
-        self._initial = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self._initial = {f"weights/{name}": tensor.clone() for name, tensor in self.weights.items()}
+        if self.ema is not None:
+            self._initial |= {f"ema/{name}": tensor.clone() for name, tensor in self.ema.shadow.items()}
 
     def forget(self) -> None:
         """There is a state to go back to."""
         self._initial = {}
 
     def tensors(self) -> dict[str, Tensor]:
-        flat = {f"weights/{name}": p for name, p in self.parameters.items()}
+        flat = {f"weights/{name}": tensor for name, tensor in self.weights.items()}
         if self.ema is not None:
-            flat |= {f"ema/{name}": p for name, p in self.ema.shadow.items()}
+            flat |= {f"ema/{name}": tensor for name, tensor in self.ema.shadow.items()}
         return flat | {f"optimizer/{path}": value for path, value in self.optimizer.state().items()}
 
     def shapes(self) -> dict[str, torch.Size]:
         """What `tensors` holds after the first update."""
-        flat = {f"weights/{name}": p.shape for name, p in self.parameters.items()}
+        flat = {f"weights/{name}": tensor.shape for name, tensor in self.weights.items()}
         if self.ema is not None:
-            flat |= {f"ema/{name}": p.shape for name, p in self.parameters.items()}
+            flat |= {f"ema/{name}": tensor.shape for name, tensor in self.ema.shadow.items()}
         return flat | {f"optimizer/{path}": shape for path, shape in self.optimizer.shapes().items()}
 
     @torch.no_grad()
@@ -326,13 +329,12 @@ class _State:
         if tensors:
             log.say(f"resuming {stage} after update {header['updates']}")
         else:
-            tensors = {f"{part}/{name}": p for name, p in self._initial.items() for part in ("weights", "ema")}
+            tensors = self._initial
         if not tensors:
             return header
-        for name, p in self.parameters.items():
-            p.copy_(tensors[f"weights/{name}"])
-            if self.ema is not None:
-                self.ema.shadow[name].copy_(tensors[f"ema/{name}"])
+        for part, held in (("weights", self.weights), ("ema", self.ema.shadow if self.ema is not None else {})):
+            for name, tensor in held.items():
+                tensor.copy_(tensors[f"{part}/{name}"])
         prefix = "optimizer/"
         self.optimizer.restore({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         return header

@@ -92,6 +92,10 @@ class Machine:
         with torch.autocast(self.device.type, enabled=False):  # the outermost one keeps the weights' bf16 copies
             yield denoiser.around(self._autocast(denoiser.network))
 
+    def own_randomness(self) -> contextlib.AbstractContextManager[None]:
+        """Within the context the process's own random numbers may be seeded; they go on after it as before."""
+        return torch.random.fork_rng([self.device] if self.device.type == "cuda" else [])
+
     def wait(self) -> None:
         """Return when the device has done all it was asked, so that a clock tells the truth."""
         if self.device.type == "cuda":

@@ -29,7 +29,7 @@ class Optimizers:
     """
 
     def __init__(self, network: nn.Module, settings: Optimization) -> None:
-        named = dict(network.named_parameters())
+        named = {name: p for name, p in network.named_parameters() if p.requires_grad}
         inner = _inner_matrices(network) if settings.optimizer == "muon" else []
         rest = [name for name in named if name not in set(inner)]
         decay = settings.weight_decay
@@ -59,13 +59,14 @@ class Optimizers:
             part.optimizer.step()
 
     def state(self) -> dict[str, Tensor]:
-        """Everything to go on from, as `KEY/PARAMETER`."""
-        return {
+        """Everything to go on from, as `KEY/PARAMETER`: zeros for a parameter that no loss has reached yet."""
+        there = {
             f"{key}/{name}": value
             for part in self._parts
             for name, held in zip(part.names, part.held, strict=True)
             for key, value in part.optimizer.state[held].items()
         }
+        return {path: there[path] if path in there else torch.zeros(shape) for path, shape in self.shapes().items()}
 
     def shapes(self) -> dict[str, torch.Size]:
         """What `state` holds after the first step: Adam's two moments and number of steps, Muon's momentum."""
@@ -99,7 +100,8 @@ def _inner_matrices(network: nn.Module) -> list[str]:
             'attribute outer_layers with their names, or use optimizer "adamw"'
         )
     layers = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    return [f"{name}.weight" for name in layers if name.split(".")[0] not in outer]
+    weights = [f"{name}.weight" for name in layers if name.split(".")[0] not in outer]
+    return [name for name in weights if network.get_parameter(name).requires_grad]
 
 
 def _matrix(tensor: Tensor, parameter: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ from pdlab.errors import PdlabError
 from pdlab.files import alone, atomic_folder, digest_of, discard, write
 from pdlab.metrics.bias import sample_size_bias
 from pdlab.metrics.card import Row, versions
-from pdlab.metrics.evaluate import Yardstick, generate, labels_of, noise
+from pdlab.metrics.evaluate import Yardstick, labels_of, noise, samples_of
 from pdlab.metrics.features import FeatureExtractor, extractor, inception_at_hand
 from pdlab.metrics.reference import nearest_distances, reference_features
 from pdlab.training.checkpoint import Checkpoint, load, save
@@ -261,20 +261,19 @@ def _pool(
     how, model = report["teacher_best"], load(teacher)
     options = {key: value for key, value in how["sampler"].items() if key != "name"}
     name, steps = how["sampler"]["name"], how["steps"]
-    with machine.for_sampling(machine.place(model.denoiser)) as denoiser:
-        parts = generate(
-            denoiser,
-            model.shape,
-            recipe.pool,
-            steps,
-            name,
-            seed=seed + 1,  # not the images that were measured
-            batch=250,
-            guidance=how["guidance"],
-            progress=lambda done, n: log.advance("pool", done, n),
-            options=options,
-        )
-        images = torch.cat([to_uint8(part.cpu()) for part in parts])
+    parts = samples_of(
+        model,
+        recipe.pool,
+        steps,
+        machine,
+        name,
+        seed=seed + 1,  # not the images that were measured
+        batch=250,
+        guidance=how["guidance"],
+        progress=lambda done, n: log.advance("pool", done, n),
+        options=options,
+    )
+    images = torch.cat([to_uint8(part.cpu()) for part in parts])
     columns = 2 ** (max(1, recipe.pool).bit_length() // 2)
     content = io.BytesIO()
     Image.fromarray(tiled(images, columns).squeeze()).save(content, format="png", optimize=True)

@@ -130,7 +130,7 @@ def test_without_its_branch_a_guided_round_is_an_ordinary_one_bit_for_bit() -> N
     x, labels = Points().draw(64, torch.Generator().manual_seed(0))
     gradients = []
     for pupil in (ordinary, guided):
-        objective = RoundObjective(pupil, torch.tensor(4), "truncated")
+        objective = RoundObjective(pupil, 4, "truncated")
         losses = objective(pupil, x, labels, torch.Generator().manual_seed(1))
         losses.mean().backward()
         gradients.append(

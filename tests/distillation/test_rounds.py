@@ -77,7 +77,7 @@ def test_i_covers_the_grid_evenly() -> None:
 
     mixture = GaussianMixture(torch.tensor([[0.0, 0.0]]), torch.tensor([1.0]))
     spy = Spy(mixture, "x", bounded=False)
-    objective = RoundObjective(mixture.denoiser(), torch.tensor(4), "truncated")
+    objective = RoundObjective(mixture.denoiser(), 4, "truncated")
     generator = torch.Generator().manual_seed(0)
     for _ in range(50):
         objective(spy, torch.zeros(64, 2), None, generator)

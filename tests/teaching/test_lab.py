@@ -47,13 +47,13 @@ def test_swapped_visits_the_end_first() -> None:
     back = ddim_step(teacher.schedule, at_end, end, mid, teacher(at_end, end))
     ratio = teacher.schedule.sigma(end) / teacher.schedule.sigma(t)
     by_hand = (back - ratio * z) / (teacher.schedule.alpha(end) - ratio * teacher.schedule.alpha(t))
-    objective = lab.SwappedObjective(teacher, torch.tensor(4), "truncated")
+    objective = lab.SwappedObjective(teacher, 4, "truncated")
     got = objective.target(z, [time.expand(4) for time in (t, mid, end)], None, None)
     torch.testing.assert_close(got.x, by_hand)
 
 
 def test_off_the_grid_times_are_anywhere_and_end_at_zero() -> None:
-    objective = lab.OffGridObjective(lab.mixture().denoiser(), torch.tensor(4), "truncated")
+    objective = lab.OffGridObjective(lab.mixture().denoiser(), 4, "truncated")
     start, mid, end = objective.times(1000, torch.Generator().manual_seed(0), torch.device("cpu"))
     assert len(start.unique()) == 1000
     torch.testing.assert_close(end, (start - 0.25).clamp(min=0))

@@ -16,7 +16,7 @@ from pdlab.errors import PdlabError
 from pdlab.files import digest_of
 from pdlab.metrics.bias import sample_size_bias
 from pdlab.metrics.card import Row, comparable
-from pdlab.metrics.evaluate import Yardstick, evaluate, noise
+from pdlab.metrics.evaluate import Yardstick, evaluate, generate, noise
 from pdlab.metrics.features import extractor
 from pdlab.training.checkpoint import load
 from pdlab.training.log import Log
@@ -113,7 +113,7 @@ def test_the_pool_holds_the_teachers_samples(ladder: Ladder) -> None:
     assert pool.images.shape == (64, 1, 8, 8)
     assert "teacher" in pool.name
     options = {key: value for key, value in how["sampler"].items() if key != "name"}
-    parts = building.generate(
+    parts = generate(
         zoo.load(ladder.name),
         (1, 8, 8),
         64,
