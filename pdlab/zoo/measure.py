@@ -70,6 +70,9 @@ def teacher_readings(teacher: Path, recipe: LadderRecipe) -> list[Reading]:
     """
     readings = []
     for w in recipe.guidances:
+        if recipe.briefly and w != recipe.shown:
+            readings.append(Reading(teacher, "dpm-solver++", powers(recipe.others)[-1], guidance=w))
+            continue
         readings += [Reading(teacher, "ddim", steps, guidance=w) for steps in powers(recipe.ddim)]
         for steps in powers(recipe.others)[1:]:
             readings.append(Reading(teacher, "dpm-solver++", steps, guidance=w))

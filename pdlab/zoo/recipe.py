@@ -15,7 +15,8 @@ class LadderRecipe:
     measured at every weight of `guidances`, and its pictures are drawn at `shown` and at 0.
 
     Undistilled samplers are read at 1, 2, 4, … steps: DDIM up to `ddim` steps, the others at up to as many
-    network evaluations as `others`. The ancestral sampler's variance is chosen among `nus` for each step count
+    steps as `others`. With `briefly`, all of that at the weight `shown` alone, and at the other weights
+    DPM-Solver++ at its most steps: what students there are held against. The ancestral sampler's variance is chosen among `nus` for each step count
     by the Fréchet distance of `nu_n` samples, and measured anew. Figures are of `n` samples, and of `kinds`, which
     begin with the two distances.
     """
@@ -26,6 +27,7 @@ class LadderRecipe:
     nus: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
     nu_n: int = 10_000
     pool: int = 2048
+    briefly: bool = False
     grown_from: tuple[str, ...] = ()
     guidances: tuple[float, ...] = (0.0,)
     shown: float = 0.0
@@ -41,16 +43,15 @@ _RECIPES = {
     # Two cores: hours, not days.
     "cifar10-cpu": LadderRecipe(
         n=10_000,
-        ddim=64,
+        ddim=32,
         others=16,
         nus=(),
-        grown_from=("cifar10-cpu-16px",),
+        briefly=True,
+        grown_from=("cifar10-cpu-16px", "cifar10-cpu-classes"),
         guidances=(0.0, 0.5, 1.0, 2.0),
         shown=1.0,
         kinds=_ALL,
     ),
-    # Two cores: three quarters of an hour, not a day.
-    "cifar10-16px": LadderRecipe(n=5000, ddim=128, others=64, nus=(0.0, 0.3, 1.0), nu_n=1300),
 }
 
 

@@ -93,8 +93,10 @@ def test_unknown_preset_lists_the_known() -> None:
         preset("mnist")
 
 
-def test_the_cpus_teacher_grows_from_the_one_of_half_the_side() -> None:
-    small, large = new_denoiser(preset("cifar10-cpu-16px"), 0), new_denoiser(preset("cifar10-cpu"), 0)
-    grow(small.network, large.network)
+def test_the_cpus_teacher_grows_in_three_stages() -> None:
+    names = ("cifar10-cpu-16px", "cifar10-cpu-classes", "cifar10-cpu")
+    small, wide, large = (new_denoiser(preset(name), 0) for name in names)
+    grow(small.network, wide.network)
+    grow(wide.network, large.network)
     mebibytes = sum(2 * p.numel() for p in large.network.parameters()) / 2**20
     assert mebibytes < 11  # in float16: five rungs in a package

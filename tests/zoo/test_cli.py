@@ -70,4 +70,4 @@ def test_a_ladder_is_built_by_one_command(pdlab, tmp_path: Path) -> None:
     refused(pdlab("zoo", "build", "moons"), "unknown preset")
     refused(pdlab("zoo", "build", "toy"), "images only")
     refused(pdlab("zoo", "build", "digits", "--features", "inception"), "choose other --features")
-    refused(pdlab("zoo", "build", "cifar10-16px", "--data", tmp_path), "not found", "--download")
+    refused(pdlab("zoo", "build", "cifar10", "--data", tmp_path), "not found", "--download")

@@ -59,7 +59,7 @@ def settings(name: str, **more: str) -> Preset:
 @pytest.fixture(scope="module")
 def guided(tmp_path_factory: pytest.TempPathFactory) -> Ladder:
     place = tmp_path_factory.mktemp("guided")
-    small = settings("cifar10-cpu-16px", **{"network.image_size": "4", "network.channels": "8"})
+    small = settings("cifar10-cpu-classes", **{"network.image_size": "4", "network.channels": "8"})
     small = override(small, {"network.multipliers": "2"})
     grown = {"network.image_size": "8", "network.channels": "8", "network.multipliers": "1,2"}
     large = settings("cifar10-cpu", **grown)
@@ -81,7 +81,7 @@ def guided(tmp_path_factory: pytest.TempPathFactory) -> Ladder:
 
 
 def test_the_teacher_grew_and_its_cost_is_of_both_stages(guided: Ladder) -> None:
-    small = load(guided.run / "cifar10-cpu-16px" / "teacher")
+    small = load(guided.run / "cifar10-cpu-classes" / "teacher")
     teacher = load(guided.run / "teacher")
     assert teacher.info["grown_from"]["sha256"] == small.sha256
     cost = zoo.report(guided.name)["cost"]["teacher"]
@@ -153,6 +153,6 @@ def test_the_page_and_the_command_line_speak_of_classes_and_guidance(guided: Lad
 
 def test_the_shipped_recipe_is_the_cpus_and_can_be_another() -> None:
     settings, how = recipe("cifar10")
-    assert (settings.name, how.grown_from, how.n) == ("cifar10-cpu", ("cifar10-cpu-16px",), 10_000)
+    assert (settings.name, how.grown_from, how.n) == ("cifar10-cpu", ("cifar10-cpu-16px", "cifar10-cpu-classes"), 10_000)
     settings, how = recipe("cifar10", "cifar10-gpu")
     assert (settings.name, how.grown_from, how.n) == ("cifar10-gpu", (), 50_000)
