@@ -119,6 +119,21 @@ def _copied(file: Path, kept: IO[bytes], stage: str, update: int) -> bool:
     return sound
 
 
+def figures(file: Path, stage: str) -> dict[str, dict[int, float]]:
+    """What `stage` measured on its way, by name and update; of a file that is missing or damaged, what is whole."""
+    found: dict[str, dict[int, float]] = {}
+    for line in _lines(file):
+        try:
+            entry = schema.conform(schema.parse(line, "a line"), dict[str, float | int | str], "a line")
+            if entry["stage"] == stage:
+                for name, value in entry.items():
+                    if name != "update" and not isinstance(value, str):
+                        found.setdefault(name, {})[int(entry["update"])] = float(value)
+        except (PdlabError, KeyError, ValueError):
+            continue
+    return found
+
+
 def _lines(file: Path) -> Iterator[bytes]:
     """The lines of `file`; where it cannot be read, one that is none."""
     try:

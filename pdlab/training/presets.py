@@ -141,8 +141,8 @@ CIFAR10_GPU = Preset(
 )
 
 
-# What two cores can learn of CIFAR-10 is learnt where it is cheap, in three stages that grow (`networks.grow`). First
-# the structure, at half the side in patches of 2, so that 8×8 positions are left inside, without classes; then
+# What two cores can learn of CIFAR-10 is learnt where it is cheap, in stages that grow (`networks.grow`). First the
+# structure, at half the side in patches of 2, so that 8×8 positions are left inside, without classes; then
 # classes, in a wider trunk; then an outer level of patches of 2 around that trunk, for the full side. Means of 2×2
 # pixels have less noise: their log-SNR must reach 2 log 2 higher for the same time. x output, as patches carry more
 # values than v's noise allows. A grown network's learning rates are low: at Muon's 0.02 it lost what it knew.

@@ -6,7 +6,9 @@
     NAME/noise.npz              64 fixed noises, float32 [64, C, H, W]
     NAME/samples.safetensors    what every rung, and undistilled DDIM, makes of them: uint8 [64, C, H, W] each,
                                 of a ladder with classes as class k mod their number, at the stored guidances
-    NAME/pool.png               2,048 samples of the teacher, one lossless mosaic
+    NAME/pool.png               2,048 samples of the teacher, one lossless mosaic; of one with classes, every class
+                                in turn
+    NAME/progress.png           a quick distance of the teacher while it was trained, where that was measured
     NAME/samples.png, README.md to look at and to read
 
 A ladder is named by what ships with the package (`names()`), or by the path of a folder that `build` made.
@@ -42,12 +44,13 @@ from pdlab.training.presets import from_dict
 from pdlab.zoo.recipe import LadderRecipe
 
 HOME = Path(__file__).parent
-MANIFEST, REPORT, NOISE, SAMPLES, POOL = (
+MANIFEST, REPORT, NOISE, SAMPLES, POOL, PROGRESS = (
     "manifest.json",
     "report.json",
     "noise.npz",
     "samples.safetensors",
     "pool.png",
+    "progress.png",
 )
 MOST_BYTES = 256 << 20  # of one file of a ladder
 _PREFERRED = ("cifar10",)
@@ -122,6 +125,13 @@ class Reached(TypedDict):
     recall: NotRequired[dict[str, float | int | str] | None]
 
 
+class Progress(TypedDict):
+    """A figure's name, and its values by images seen."""
+
+    figure: str
+    points: list[tuple[schema.Whole, schema.Finite]]
+
+
 class Report(TypedDict):
     """report.json of a ladder without its seal."""
 
@@ -136,6 +146,7 @@ class Report(TypedDict):
     fid: list[Row]
     seconds: schema.NotNegative
     bias: dict[str, Any]
+    progress: NotRequired[Progress]
 
 
 def names() -> list[str]:
@@ -185,7 +196,7 @@ def report(name: str) -> dict[str, Any]:
 def load(name: str, steps: int | None = None) -> Denoiser:
     """The student of `steps` steps of ladder `name`, or its undistilled teacher; weights in float32.
 
-    `load("cifar10-16px", steps=4)`. PdlabError for an unknown ladder or rung, or a damaged file.
+    `load("cifar10", steps=4)`. PdlabError for an unknown ladder or rung, or a damaged file.
     """
     return checkpoint(name, steps).denoiser
 
@@ -266,7 +277,10 @@ def samples(name: str, guidance: float | None = None) -> dict[tuple[str, int], T
 
 
 def pool(name: str) -> ImageSource:
-    """2,048 samples of the teacher of ladder `name`: images to work on where its data set is not at hand."""
+    """2,048 samples of the teacher of ladder `name`: images to work on where its data set is not at hand.
+
+    Those of a ladder with classes are labelled with the class that was asked for.
+    """
     content, made = _content(name, POOL), manifest(name)
     channels, height, width = made["data"]["shape"]
     try:
@@ -279,7 +293,10 @@ def pool(name: str) -> ImageSource:
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise _damaged(folder(name) / POOL, error) from error
     images = torch.from_numpy(tiles.transpose(0, 2, 4, 1, 3).reshape(-1, channels, height, width).copy())
-    return ImageSource(images, name=f"samples of {name}'s teacher")
+    of, known = f"samples of {name}'s teacher", classes(name)
+    if not known:
+        return ImageSource(images, name=of)
+    return ImageSource(images, torch.arange(len(images)) % len(known), tuple(known), of)
 
 
 def images(name: str, split: str = "train", root: str | Path | None = None) -> ImageSource:

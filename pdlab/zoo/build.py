@@ -37,15 +37,17 @@ from pdlab.metrics.bias import sample_size_bias
 from pdlab.metrics.card import Row, versions
 from pdlab.metrics.evaluate import Yardstick, labels_of, noise, samples_of
 from pdlab.metrics.features import FeatureExtractor, extractor, inception_at_hand
+from pdlab.metrics.gauge import Gauge
 from pdlab.metrics.reference import nearest_distances, reference_features
 from pdlab.training.checkpoint import Checkpoint, load, save
 from pdlab.training.cost import cost_report
-from pdlab.training.log import Log
+from pdlab.training.log import Log, figures
+from pdlab.training.loop import Upkeep
 from pdlab.training.machine import Machine
 from pdlab.training.presets import Preset, preset, to_dict
 from pdlab.training.run import Run
-from pdlab.training.teacher import describe, train
-from pdlab.zoo import MANIFEST, NOISE, POOL, REPORT, SAMPLES, Manifest, Report, manifest_at
+from pdlab.training.teacher import TEACHER, describe, train
+from pdlab.zoo import MANIFEST, NOISE, POOL, PROGRESS, REPORT, SAMPLES, Manifest, Report, manifest_at
 from pdlab.zoo.measure import (
     NEAREST,
     Reading,
@@ -58,7 +60,7 @@ from pdlab.zoo.measure import (
     quantiles,
     teacher_readings,
 )
-from pdlab.zoo.page import page, picture
+from pdlab.zoo.page import page, picture, progress_chart
 from pdlab.zoo.recipe import LadderRecipe
 
 NOISES = 64
@@ -104,7 +106,8 @@ def build(
         for stage, data in earlier:
             with Run(run / stage.name) as inner:
                 small = load(train(stage, data, inner, machine, grow_from=small, seed=seed, log=log))
-        trained = [train(settings, source, folder, machine, grow_from=small, seed=seed, log=log)]
+        upkeep = _on_the_way(settings, recipe, source, machine)
+        trained = [train(settings, source, folder, machine, grow_from=small, seed=seed, log=log, upkeep=upkeep)]
         teacher = load(trained[0])
         trained += distill(
             teacher, source, settings, folder, machine, first=settings.first_steps, seed=seed, log=log
@@ -118,6 +121,9 @@ def build(
             drawn = draw(models, folder_out, seed, recipe.shown)
             pool, images = _pool(models[0], report, recipe, folder_out, machine, seed, log)
             report["bias"] = _bias(images, {"pixels", features}, machine)
+            if progress := _progress(run / "log.jsonl", settings.teaching.batch):
+                report["progress"] = progress
+                write(folder_out / PROGRESS, _png(progress_chart(progress)))
             _write_json(folder_out / REPORT, report, Report)
             write(folder_out / "samples.png", _png(picture(drawn, report, recipe.shown, source.classes)))
             manifest = {
@@ -144,6 +150,22 @@ def build(
             }
             _write_json(folder_out / MANIFEST, manifest, Manifest)
     return manifest
+
+
+def _on_the_way(settings: Preset, recipe: LadderRecipe, source: ImageSource, machine: Machine) -> Upkeep:
+    if not recipe.on_the_way:
+        return Upkeep()
+    every = max(1, settings.teaching.updates // recipe.on_the_way)
+    return Upkeep(measure=Gauge(source, machine), measure_every=every)
+
+
+def _progress(log: Path, batch: int) -> dict[str, Any] | None:
+    """The quick distances of the teacher on its way, by images seen; None where there are none."""
+    for name, values in figures(log, TEACHER).items():
+        if name.startswith("KD"):
+            points = [[batch * update, value] for update, value in sorted(values.items())]
+            return {"figure": name, "points": points}
+    return None
 
 
 def check_apart(run: Path, out: Path) -> None:
@@ -273,7 +295,7 @@ def _pool(
         progress=lambda done, n: log.advance("pool", done, n),
         options=options,
     )
-    images = torch.cat([to_uint8(part.cpu()) for part in parts])
+    images = torch.cat([to_uint8(part.cpu()) for part in parts])  # every class in turn, as `labels_of` says
     columns = 2 ** (max(1, recipe.pool).bit_length() // 2)
     content = io.BytesIO()
     Image.fromarray(tiled(images, columns).squeeze()).save(content, format="png", optimize=True)

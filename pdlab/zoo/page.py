@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from pdlab.figures.charts import curves
 from pdlab.figures.grids import class_grid, sample_grid
 from pdlab.metrics.card import Kind, Row, by_sampler
 
@@ -66,6 +67,15 @@ def picture(
         for m, counts in there.items()
     }
     return class_grid(rows, classes, title)
+
+
+def progress_chart(progress: Mapping[str, Any]) -> Figure:
+    """The quick distance of the teacher's moving average against the images it had seen at the full side."""
+    points = dict(progress["points"])
+    name, _, how = progress["figure"].partition("_")
+    return curves(
+        {name: points}, "images seen", f"{name} (lower is better)", ylog=False, title=how.replace("_", ", ")
+    )
 
 
 def _captions(report: Mapping[str, Any], kind: str, guidance: float, between: str) -> dict[int, str]:

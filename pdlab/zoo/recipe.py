@@ -16,9 +16,10 @@ class LadderRecipe:
 
     Undistilled samplers are read at 1, 2, 4, … steps: DDIM up to `ddim` steps, the others at up to as many
     steps as `others`. With `briefly`, all of that at the weight `shown` alone, and at the other weights
-    DPM-Solver++ at its most steps: what students there are held against. The ancestral sampler's variance is chosen among `nus` for each step count
-    by the Fréchet distance of `nu_n` samples, and measured anew. Figures are of `n` samples, and of `kinds`, which
-    begin with the two distances.
+    DPM-Solver++ at its most steps: what students there are held against. The ancestral sampler's variance is chosen
+    among `nus` for each step count by the Fréchet distance of `nu_n` samples, and measured anew. Figures are of `n`
+    samples, and of `kinds`, which begin with the two distances. `on_the_way` quick distances of the teacher are
+    taken while it is trained.
     """
 
     n: int = 50_000
@@ -28,6 +29,7 @@ class LadderRecipe:
     nu_n: int = 10_000
     pool: int = 2048
     briefly: bool = False
+    on_the_way: int = 0
     grown_from: tuple[str, ...] = ()
     guidances: tuple[float, ...] = (0.0,)
     shown: float = 0.0
@@ -47,6 +49,7 @@ _RECIPES = {
         others=16,
         nus=(),
         briefly=True,
+        on_the_way=8,
         grown_from=("cifar10-cpu-16px", "cifar10-cpu-classes"),
         guidances=(0.0, 0.5, 1.0, 2.0),
         shown=1.0,

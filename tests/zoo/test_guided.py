@@ -11,6 +11,7 @@ from pdlab.diffusion.samplers import sample
 from pdlab.errors import PdlabError
 from pdlab.metrics.card import by_sampler
 from pdlab.training.checkpoint import load
+from pdlab.training.log import Log
 from pdlab.training.machine import Machine
 from pdlab.training.presets import Preset, override, preset
 from pdlab.zoo.build import build
@@ -19,7 +20,17 @@ from tests.zoo.conftest import Ladder
 
 KINDS = ("frechet", "kernel", "agreement", "precision", "recall")
 RECIPE = LadderRecipe(
-    n=70, ddim=4, others=4, nus=(), nu_n=70, pool=16, guidances=(0.0, 1.0), shown=1.0, kinds=KINDS
+    n=70,
+    ddim=4,
+    others=4,
+    nus=(),
+    nu_n=70,
+    pool=16,
+    guidances=(0.0, 1.0, 2.0),
+    shown=1.0,
+    kinds=KINDS,
+    briefly=True,
+    on_the_way=2,
 )
 CLASSES = ("dark", "light", "striped")
 TINY = {
@@ -75,6 +86,7 @@ def guided(tmp_path_factory: pytest.TempPathFactory) -> Ladder:
         Machine("cpu", "fp32"),
         earlier=[(small, images(4))],
         features="pixels",
+        log=Log(run, quiet=True),
         seconds=0.1,
     )
     return Ladder(run, out, made)
@@ -125,10 +137,29 @@ def test_every_kind_of_figure_is_there_at_every_weight(guided: Ladder) -> None:
             values = by_sampler(report, w, kind)  # type: ignore[arg-type]
             assert set(values["distilled"]) == {1, 2}
             calls = 2 if w else 1  # guided, an undistilled model is evaluated twice a step
+            if w != RECIPE.shown:
+                assert set(values) == {"distilled", "dpm-solver++"}
+                assert set(values["dpm-solver++"]) == {calls * 4}
+                continue
             assert set(values["ddim"]) == {calls * n for n in (1, 2, 4)}
             assert set(values["dpm-solver++"]) == {calls * n for n in (2, 4)}
             assert set(values["heun"]) == {calls * 4}
     assert report["real"]["agreement"]["value"] > 0.8  # the kinds are easily told apart
+
+
+def test_the_teacher_was_measured_on_its_way(guided: Ladder) -> None:
+    progress = zoo.report(guided.name)["progress"]
+    assert [seen for seen, _ in progress["points"]] == [3 * 8, 6 * 8]
+    assert progress["figure"].startswith("KD")
+    assert (guided.path / "progress.png").exists()
+    assert "(progress.png)" in (guided.path / "README.md").read_text()
+
+
+def test_the_pool_says_which_class_was_asked_for(guided: Ladder) -> None:
+    pool = zoo.pool(guided.name)
+    assert pool.classes == CLASSES
+    assert pool.labels is not None
+    assert pool.labels.tolist() == [k % 3 for k in range(16)]
 
 
 def test_the_page_and_the_command_line_speak_of_classes_and_guidance(guided: Ladder, pdlab, tmp_path: Path) -> None:
@@ -153,6 +184,10 @@ def test_the_page_and_the_command_line_speak_of_classes_and_guidance(guided: Lad
 
 def test_the_shipped_recipe_is_the_cpus_and_can_be_another() -> None:
     settings, how = recipe("cifar10")
-    assert (settings.name, how.grown_from, how.n) == ("cifar10-cpu", ("cifar10-cpu-16px", "cifar10-cpu-classes"), 10_000)
+    assert (settings.name, how.grown_from, how.n) == (
+        "cifar10-cpu",
+        ("cifar10-cpu-16px", "cifar10-cpu-classes"),
+        10_000,
+    )
     settings, how = recipe("cifar10", "cifar10-gpu")
     assert (settings.name, how.grown_from, how.n) == ("cifar10-gpu", (), 50_000)
