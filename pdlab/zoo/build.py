@@ -118,7 +118,7 @@ def build(
         with _replaced(out) as folder_out:
             for path in models:
                 shutil.copytree(path, folder_out / path.name)
-            drawn = draw(models, folder_out, seed, recipe.shown)
+            drawn = draw(models, folder_out, seed, recipe)
             pool, images = _pool(models[0], report, recipe, folder_out, machine, seed, log)
             report["bias"] = _bias(images, {"pixels", features}, machine)
             if progress := _progress(run / "log.jsonl", settings.teaching.batch):
@@ -233,22 +233,22 @@ def pack(name: str, settings: Preset, trained: list[Path], packed: Path) -> list
     return paths
 
 
-def draw(models: list[Path], out: Path, seed: int, shown: float = 0.0) -> Drawn:
+def draw(models: list[Path], out: Path, seed: int, recipe: LadderRecipe) -> Drawn:
     """Write the fixed noises, and what the students and undistilled DDIM make of them in float32, into `out`.
 
-    Noise k of a conditional ladder is drawn as class k modulo their number, at guidance 0 and `shown`.
+    Noise k of a conditional ladder is drawn as class k modulo their number, at guidance 0 and that which is shown.
     """
     loaded = [load(path) for path in models]
     z = noise(loaded[0].shape, NOISES, seed)
     content = io.BytesIO()
     np.savez_compressed(content, noise=z.numpy())
     write(out / NOISE, content.getvalue())
-    first = int(loaded[0].info["preset"]["first_steps"])
+    most = max(int(loaded[0].info["preset"]["first_steps"]), recipe.drawn)
     labels = labels_of(loaded[0].denoiser, NOISES)
     drawn: Drawn = {}
-    for w in {0.0, shown}:
+    for w in {0.0, recipe.shown}:
         how: dict[str, Any] = {"labels": labels, "guidance": w}
-        drawn |= {("ddim", n, w): to_uint8(sample(loaded[0].denoiser, z, n, **how)) for n in powers(first)}
+        drawn |= {("ddim", n, w): to_uint8(sample(loaded[0].denoiser, z, n, **how)) for n in powers(most)}
         drawn |= {
             ("distilled", m.denoiser.steps or 0, w): to_uint8(sample(m.denoiser, z, **how)) for m in loaded[1:]
         }

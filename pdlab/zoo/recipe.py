@@ -19,7 +19,8 @@ class LadderRecipe:
     DPM-Solver++ at its most steps: what students there are held against. The ancestral sampler's variance is chosen
     among `nus` for each step count by the Fréchet distance of `nu_n` samples, and measured anew. Figures are of `n`
     samples, and of `kinds`, which begin with the two distances. `on_the_way` quick distances of the teacher are
-    taken while it is trained.
+    taken while it is trained. Undistilled DDIM is drawn at 1, 2, 4, … steps up to the preset's first_steps, or to
+    `drawn`.
     """
 
     n: int = 50_000
@@ -30,6 +31,7 @@ class LadderRecipe:
     pool: int = 2048
     briefly: bool = False
     on_the_way: int = 0
+    drawn: int = 0
     grown_from: tuple[str, ...] = ()
     guidances: tuple[float, ...] = (0.0,)
     shown: float = 0.0
@@ -50,6 +52,7 @@ _RECIPES = {
         nus=(),
         briefly=True,
         on_the_way=8,
+        drawn=64,
         grown_from=("cifar10-cpu-16px", "cifar10-cpu-classes"),
         guidances=(0.0, 0.5, 1.0, 2.0),
         shown=1.0,
