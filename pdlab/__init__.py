@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from pdlab.adapters import from_diffusers, from_discrete, from_edm, from_flow
     from pdlab.api import distill, evaluate, load, sample, save, train
     from pdlab.data import register_dataset
     from pdlab.diffusion.denoiser import Denoiser
@@ -20,6 +21,10 @@ _NAMES = {
     "PdlabError": "pdlab.errors",
     "distill": "pdlab.api",
     "evaluate": "pdlab.api",
+    "from_diffusers": "pdlab.adapters",
+    "from_discrete": "pdlab.adapters",
+    "from_edm": "pdlab.adapters",
+    "from_flow": "pdlab.adapters",
     "load": "pdlab.api",
     "register_dataset": "pdlab.data",
     "register_network": "pdlab.networks.registry",
@@ -36,6 +41,10 @@ __all__ = [
     "__version__",
     "distill",
     "evaluate",
+    "from_diffusers",
+    "from_discrete",
+    "from_edm",
+    "from_flow",
     "load",
     "register_dataset",
     "register_network",

@@ -125,8 +125,10 @@ def distill(
             (`run`/guided, by the same settings); the network needs a way in for it (default: the teacher's, or 0).
         objective: what a round minimises, called at its beginning with (teacher, steps, weighting, hops).
 
-    Raises PdlabError, before anything is written, for an eps network, step counts that `hops` do not connect, or
-    data that do not fit.
+    An eps network becomes a v network first (`run`/converted, by the same settings).
+
+    Raises PdlabError, before anything is written, for step counts that `hops` do not connect, or data that do not
+    fit.
     """
     denoiser = teacher.denoiser if isinstance(teacher, Checkpoint) else teacher
     source = _fitting(denoiser, data, labels, classes)

@@ -149,7 +149,6 @@ BAD = {
     "no tensor": (lambda: (pdlab.Denoiser(Wrong("tuple"), "v"), images()), {}, "a tuple"),
     "an error": (lambda: (pdlab.Denoiser(Wrong("fails"), "v"), images()), {}, "Wrong.*fails on.*two lines"),
     "both": (lambda: (model(output="both"), images()), {}, r"\[2, 6, 8, 8\]"),
-    "eps": (lambda: (pdlab.Denoiser(Net(), "eps"), images()), {}, "eps network is not distilled"),
     "labels not taken": (lambda: (pdlab.Denoiser(Net(3), "v"), images()), {}, "Net.*fails on"),
     "no labels": (lambda: (model(3), images()), {}, "conditioned on 3 classes, but images has 0"),
     "too many classes": (

@@ -16,6 +16,7 @@ from torch import Tensor
 from pdlab import data, schema, zoo
 from pdlab.data import ImageSource
 from pdlab.diffusion.denoiser import Denoiser
+from pdlab.distillation.conversion import CONVERTED
 from pdlab.distillation.guided import GUIDED
 from pdlab.errors import PdlabError, reason
 from pdlab.files import read_bytes
@@ -194,7 +195,9 @@ class RunLadder(ShownLadder):
                 raise PdlabError(f"{folder} cannot be read as a checkpoint: {reason(error)}") from error
             network, info = header["network"], header["info"]
             registry.check_buildable(registry.from_json(network, f"{folder}: network"))
-            if header["bounded"] and info:  # images
+            if (
+                header["bounded"] and info and info["model"] != CONVERTED
+            ):  # images; what was converted draws the same
                 which = GUIDED if info["model"] == GUIDED else header["steps"]
                 self._paths[which], self._takes[which] = folder, float(network.get("guidance_max", 0.0))
                 self._info = info

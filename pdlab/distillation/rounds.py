@@ -14,6 +14,7 @@ from pdlab.diffusion.denoiser import Denoiser
 from pdlab.diffusion.prediction import Prediction
 from pdlab.diffusion.schedule import diffuse
 from pdlab.diffusion.weighting import WEIGHTINGS
+from pdlab.distillation.conversion import CONVERTED, ConversionObjective, converted_student
 from pdlab.distillation.guided import GUIDED, GuidedObjective, check_guidable, draw_guidance, guided_student
 from pdlab.distillation.target import target_along, times_of
 from pdlab.errors import PdlabError
@@ -98,6 +99,8 @@ class Ladder:
         weighting: of the student's loss.
         hops: how many of the teacher's steps one of the student's replaces; the paper's 2.
         objective: what a round minimises: called at its beginning with (teacher, steps, weighting, hops).
+
+    Raises PdlabError for an eps network.
     """
 
     def __init__(
@@ -110,6 +113,7 @@ class Ladder:
         hops: int = 2,
         objective: Callable[[Denoiser, int, str, int], RoundObjective] = RoundObjective,
     ) -> None:
+        check_halvable(teacher)
         self.machine, self.weighting, self.hops, self.objective = machine, weighting, hops, objective
         self.source = source.to(machine.device)
         self.teacher = machine.place(copy.deepcopy(teacher)).eval().requires_grad_(False)
@@ -163,13 +167,18 @@ class Ladder:
         self.teacher.steps = student.steps
 
 
-def check_distillable(teacher: Denoiser) -> None:
+def check_halvable(teacher: Denoiser) -> None:
     """Raise PdlabError for an eps network: the paper reports that distilling it did not work well."""
     if teacher.output == "eps":
         raise PdlabError(
-            "an eps network is not distilled: near alpha = 0 its x̂ is an error divided by alpha, and the "
-            "paper reports that distillation did not work well with it; train with --output x, v or both"
+            "an eps network is not halved: near alpha = 0 its x̂ is an error divided by alpha, and the paper "
+            "reports that distillation did not work well with it; train with output x, v or both, or convert it "
+            "first, as pdlab distill does"
         )
+
+
+#: The names of what may come between a teacher and its first student.
+STAGES = (CONVERTED, GUIDED)
 
 
 def rung_name(steps: int) -> str:
@@ -196,16 +205,17 @@ def distill(
 
     The rounds go by `preset.distill`, each replacing `hops` steps by one and minimising `objective` (see `Ladder`);
     with `preset.guidance_max` a student that takes a guidance weight comes before them, by `preset.guide`, unless
-    `teacher` is one. Finished rounds are kept and an interrupted one goes on. Every checkpoint names its teacher's
-    sha256. Raises PdlabError for step counts that `hops` do not connect, other data, or a foreign run folder.
+    `teacher` is one, and before all a v network, by the same settings, if `teacher` predicts eps. Finished rounds
+    are kept and an interrupted one goes on. Every checkpoint names its teacher's sha256. Raises PdlabError for step
+    counts that `hops` do not connect, other data, or a foreign run folder.
     """
     rungs = check_rounds(teacher, source, preset, first, last, hops)
-    settings, weighting = preset.distill, preset.weighting
+    settings, weighting, firsts = preset.distill, preset.weighting, _first_stages(teacher.denoiser, preset)
     # Not `last`: a run that stopped at 2 steps may go on to 1.
     claim = {
         "teacher": teacher.sha256,
         "settings": dataclasses.asdict(settings),
-        "guide": dataclasses.asdict(preset.guide) if preset.guidance_max else None,
+        "guide": dataclasses.asdict(preset.guide) if firsts else None,
         "guidance_max": preset.guidance_max,
         "first": first,
         "hops": hops,
@@ -214,12 +224,12 @@ def distill(
         "data": describe(source),
         "precision": machine.precision_for(teacher.denoiser.network),
     }
-    to_come = ["settings"] if run.checkpoint(GUIDED) else ["settings", "guide"]
+    to_come = ["settings"] if any(run.checkpoint(name) for name in firsts) else ["settings", "guide"]
     changeable = ("precision", *(f"{part}.{name}" for part in to_come for name in CHANGEABLE))
     claimed = run.claim("distill", claim, machine.describe(), changeable, upkeep.change)
     if claimed.changed and all(run.checkpoint(rung_name(steps)) for steps in rungs):
         raise PdlabError(f"every round down to {last} steps is finished: leave --change out, or give another --to")
-    for name in (GUIDED, *map(rung_name, rungs)):
+    for name in (*firsts, *map(rung_name, rungs)):
         run.check_free(name)
     if log is not None:
         for note in claimed.notes:
@@ -228,9 +238,9 @@ def distill(
     own = {name: now[name] for name in ("distill", "guide", "guidance_max")}
     recorded = {**teacher.info["preset"], **own, "first_steps": first}
     paths = []
-    if preset.guidance_max and not teacher.denoiser.guidance_max:
-        teacher = _guide(teacher, source, preset, run, machine, recorded, seed=seed, log=log, upkeep=upkeep)
-        paths.append(run.path / GUIDED)
+    for name in firsts:
+        teacher = _first(name, teacher, source, preset, run, machine, recorded, seed=seed, log=log, upkeep=upkeep)
+        paths.append(run.path / name)
     steps_down = Ladder(teacher.denoiser, source, machine, weighting=weighting, hops=hops, objective=objective)
     flops = size_of(teacher.denoiser).flops
     parent = teacher.sha256
@@ -264,7 +274,14 @@ def distill(
     return paths
 
 
-def _guide(
+def _first_stages(teacher: Denoiser, preset: Preset) -> list[str]:
+    """What comes before the halvings: an eps network becomes a v network, then one that is told the guidance."""
+    convert = [CONVERTED] if teacher.output == "eps" else []
+    return convert + ([GUIDED] if preset.guidance_max and not teacher.guidance_max else [])
+
+
+def _first(
+    name: str,
     teacher: Checkpoint,
     source: Source,
     preset: Preset,
@@ -276,28 +293,31 @@ def _guide(
     log: Log | None,
     upkeep: Upkeep,
 ) -> Checkpoint:
-    """Stage one: the checkpoint RUN/guided, made from `teacher` or found finished."""
-    path = run.path / GUIDED
-    if run.checkpoint(GUIDED) is None:
-        original = machine.place(copy.deepcopy(teacher.denoiser)).eval().requires_grad_(False)
-        student = machine.place(guided_student(teacher.denoiser, preset.guidance_max, seed))
+    """The checkpoint RUN/`name` of a stage before the halvings, made from `teacher` or found finished."""
+    path, before = run.path / name, teacher.denoiser
+    student = converted_student(before) if name == CONVERTED else guided_student(before, preset.guidance_max, seed)
+    objective: type[ConversionObjective] | type[GuidedObjective]
+    objective = ConversionObjective if name == CONVERTED else GuidedObjective
+    if run.checkpoint(name) is None:
+        original = machine.place(copy.deepcopy(before)).eval().requires_grad_(False)
+        student = machine.place(student)
         trained = fit(
             student,
-            GuidedObjective(trainable(original, machine), preset.weighting, preset.guide.times),
+            objective(trainable(original, machine), preset.weighting, preset.guide.times),
             source.to(machine.device),
             preset.guide,
             machine,
-            stage=GUIDED,
+            stage=name,
             seed=seed,
             run=run,
             log=log,
             upkeep=upkeep,
         )
-        flops = size_of(student).flops
+        cost = Cost.of(preset.guide, size_of(student).flops, objective.teacher_forwards, trained.seconds)
         info = {
             **teacher.info,
             "preset": recorded,
-            "model": GUIDED,
+            "model": name,
             "ema": preset.guide.ema > 0,
             "seed": seed,
             "teacher": teacher.sha256,
@@ -305,13 +325,11 @@ def _guide(
             "changes": trained.changes,
             "skipped": trained.skipped,
             "device": machine.describe(),
-            "cost": dataclasses.asdict(
-                Cost.of(preset.guide, flops, GuidedObjective.teacher_forwards, trained.seconds)
-            ),
+            "cost": dataclasses.asdict(cost),
         }
         save(path, student, info, trained.weights)
-    run.drop_states(GUIDED)
-    return _load_rung(path, teacher.sha256, teacher.denoiser)
+    run.drop_states(name)
+    return _load_rung(path, teacher.sha256, student)
 
 
 def check_rounds(
@@ -321,7 +339,6 @@ def check_rounds(
     rungs = ladder(first, last, hops)
     for steps in rungs:
         round_settings(preset.distill, steps)
-    check_distillable(teacher.denoiser)
     if preset.guidance_max and not teacher.denoiser.guidance_max:
         check_guidable(teacher.denoiser, preset.guidance_max)
     if teacher.denoiser.steps not in (None, first):
@@ -329,7 +346,7 @@ def check_rounds(
             f"{teacher.path} was distilled for {teacher.denoiser.steps} steps: give --from {teacher.denoiser.steps}"
         )
     check_same_data(teacher, source)
-    for settings in (preset.distill, *([preset.guide] if preset.guidance_max else [])):
+    for settings in (preset.distill, *([preset.guide] if _first_stages(teacher.denoiser, preset) else [])):
         check_memory(size_of(teacher.denoiser), teacher.shape, settings)
     return rungs
 

@@ -69,7 +69,7 @@ class Change(TypedDict):
 class Info(TypedDict):
     """What `pdlab train`, `distill` and `zoo build` know of a checkpoint; `preset` has a schema of its own."""
 
-    model: Literal["teacher", "guided", "distilled"]
+    model: Literal["teacher", "converted", "guided", "distilled"]
     preset: dict[str, Any]
     data: Data
     ema: bool

@@ -67,9 +67,9 @@ class Preset:
     `distill.updates` is for one halving; the halvings to 2 and to 1 step take twice as many. `first_steps` is
     the step count at which the undistilled teacher is first read. With `guidance_max` > 0 the ladder begins with
     a student of settings `guide` that takes a guidance weight in [0, guidance_max] (Meng et al. 2023), and every
-    round keeps it. `precision`: "auto", "fp32" or "bf16". `teacher` is None for one that was trained elsewhere.
-    A folder's images are brought to `size` pixels by `resize` (see `data.folder`): "box" as ImageNet 64 was made,
-    "bilinear" as the authors did LSUN.
+    round keeps it; by the same settings an eps network becomes a v network first. `precision`: "auto", "fp32" or
+    "bf16". `teacher` is None for one that was trained elsewhere. A folder's images are brought to `size` pixels by
+    `resize` (see `data.folder`): "box" as ImageNet 64 was made, "bilinear" as the authors did LSUN.
     """
 
     name: Name

@@ -28,8 +28,7 @@ from pdlab import schema
 from pdlab.data import ImageSource
 from pdlab.data.source import to_uint8
 from pdlab.diffusion.samplers import sample
-from pdlab.distillation.guided import GUIDED
-from pdlab.distillation.rounds import distill
+from pdlab.distillation.rounds import STAGES, distill
 from pdlab.distillation.throughput import Throughput, matrix_rate, throughput
 from pdlab.errors import PdlabError
 from pdlab.files import alone, atomic_folder, digest_of, discard, write
@@ -205,10 +204,10 @@ def check_replaceable(out: Path) -> None:
 def pack(name: str, settings: Preset, trained: list[Path], packed: Path) -> list[Path]:
     """Copies of the checkpoints `trained` (teacher first) in `packed`, in float16, each naming its packed teacher.
 
-    The students of the most steps are left out if all together exceed `MOST_BYTES`, and stage one of guided
-    distillation always: its teacher, guided, draws the same.
+    The students of the most steps are left out if all together exceed `MOST_BYTES`, and the stages before the first
+    halving always: their teacher, guided, draws the same.
     """
-    sizes = {path: (path / "model.safetensors").stat().st_size // 2 for path in trained if path.name != GUIDED}
+    sizes = {path: (path / "model.safetensors").stat().st_size // 2 for path in trained if path.name not in STAGES}
     teacher, *students = sizes
     kept = [teacher]
     for path in reversed(students):  # fewest steps first

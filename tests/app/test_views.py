@@ -373,7 +373,7 @@ def test_eps_is_not_distilled(monkeypatch: pytest.MonkeyPatch, show: Any) -> Non
     monkeypatch.setattr(lab, "TEACHING", lab.Optimization(updates=2, batch=8, lr=1e-3))
     sessions: list[lab.Session] = []
     lab.teach(lab.Spec.of({"output": "eps"}), show, sessions.append)
-    with pytest.raises(PdlabError, match="eps network is not distilled"):
+    with pytest.raises(PdlabError, match="eps network is not halved"):
         lab.halve(sessions[0], show)
 
 

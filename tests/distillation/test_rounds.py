@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from pdlab.data import load as load_data
 from pdlab.data.source import Source
 from pdlab.diffusion.denoiser import Denoiser
 from pdlab.diffusion.mixture import GaussianMixture
 from pdlab.diffusion.samplers import sample
-from pdlab.distillation.rounds import Ladder, RoundObjective, check_distillable, ladder, round_settings
+from pdlab.distillation.rounds import Ladder, RoundObjective, check_halvable, ladder, round_settings
 from pdlab.errors import PdlabError
 from pdlab.networks.mlp import MLP, MLPConfig
 from pdlab.training.loop import fit
@@ -174,7 +175,9 @@ def test_a_students_training_has_no_dropout_whatever_its_network_is_made_of() ->
     assert all(torch.equal(made[0][name], value) for name, value in made[1].items())
 
 
-def test_eps_networks_are_not_distilled() -> None:
+def test_eps_networks_are_not_halved() -> None:
     teacher = Denoiser(MLP(MLPConfig((2,), width=16, blocks=1)), "eps", bounded=False)
     with pytest.raises(PdlabError, match="output x, v or both"):
-        check_distillable(teacher)
+        check_halvable(teacher)
+    with pytest.raises(PdlabError, match="eps network is not halved"):
+        Ladder(teacher, load_data("moons"), Machine("cpu", "fp32"))

@@ -18,7 +18,7 @@ from pdlab.diffusion.mixture import GaussianMixture
 from pdlab.diffusion.samplers import ddim, sample
 from pdlab.diffusion.weighting import WEIGHTINGS
 from pdlab.distillation.ledger import length, measure_ledger
-from pdlab.distillation.rounds import Ladder, check_distillable, round_settings
+from pdlab.distillation.rounds import Ladder, check_halvable, round_settings
 from pdlab.errors import PdlabError
 from pdlab.metrics.kernel import mmd2_unbiased, rbf_kernel
 from pdlab.teaching import lab
@@ -136,7 +136,7 @@ def halve(session: Session, show: Show) -> None:
     settings = round_settings(ROUND, steps)
     with _one_thread():
         before = session.students[-1] if session.students else session.teacher
-        check_distillable(before)
+        check_halvable(before)
         held: list[Ladder] = []
 
         def now() -> str:
