@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from pdlab.adapters import from_diffusers, from_discrete, from_edm, from_flow
-    from pdlab.api import distill, evaluate, load, sample, save, train
+    from pdlab.api import adopt, distill, evaluate, load, sample, save, train
     from pdlab.data import register_dataset
     from pdlab.diffusion.denoiser import Denoiser
     from pdlab.diffusion.samplers import register_sampler
     from pdlab.errors import PdlabError
+    from pdlab.networks.adapters import from_discrete, from_edm, from_flow
+    from pdlab.networks.pipelines import from_diffusers
     from pdlab.networks.registry import register_network
     from pdlab.training.presets import register_preset
 
@@ -19,12 +20,13 @@ if TYPE_CHECKING:
 _NAMES = {
     "Denoiser": "pdlab.diffusion.denoiser",
     "PdlabError": "pdlab.errors",
+    "adopt": "pdlab.api",
     "distill": "pdlab.api",
     "evaluate": "pdlab.api",
-    "from_diffusers": "pdlab.adapters",
-    "from_discrete": "pdlab.adapters",
-    "from_edm": "pdlab.adapters",
-    "from_flow": "pdlab.adapters",
+    "from_diffusers": "pdlab.networks.pipelines",
+    "from_discrete": "pdlab.networks.adapters",
+    "from_edm": "pdlab.networks.adapters",
+    "from_flow": "pdlab.networks.adapters",
     "load": "pdlab.api",
     "register_dataset": "pdlab.data",
     "register_network": "pdlab.networks.registry",
@@ -39,6 +41,7 @@ __all__ = [
     "Denoiser",
     "PdlabError",
     "__version__",
+    "adopt",
     "distill",
     "evaluate",
     "from_diffusers",

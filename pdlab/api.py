@@ -177,6 +177,27 @@ def distill(
     return {steps: files.load(path, twin(shaped)) for steps, path in paths.items()}
 
 
+def adopt(
+    denoiser: Denoiser,
+    data: Source | Tensor,
+    run: Path | str,
+    *,
+    first_steps: int = 64,
+    labels: Tensor | None = None,
+    classes: Sequence[str] | None = None,
+    precision: str = "auto",
+) -> Checkpoint:
+    """Keep `denoiser`, trained elsewhere on `data`, as the checkpoint `run`/teacher: the command line can take it.
+
+    Raises PdlabError for data that do not fit, or where `run` holds another teacher.
+    """
+    source = _fitting(denoiser, data, labels, classes)
+    preset = _preset(denoiser, source, "truncated", None, None, first_steps, precision)
+    candidate = Checkpoint(_shaped(denoiser, source), _foreign(source, preset, Machine("cpu"), 0))
+    with Run(run) as folder:
+        return _kept(candidate, folder)
+
+
 def save(path: Path | str, model: Model) -> str:
     """Write `model` as a new folder `path`; returns the sha256 of its weights.
 

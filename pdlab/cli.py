@@ -296,7 +296,7 @@ def distill(
     measure_every: MeasureOption = 0,
     plugin: PluginOption = None,
 ) -> None:
-    """Distil CHECKPOINT, halving by halving, into RUN/student-NNNN."""
+    """Distil CHECKPOINT, halving by halving, into RUN/student-NNNN; diffusers:FOLDER is a pipeline of diffusers."""
     from pdlab.distillation.rounds import check_rounds
     from pdlab.distillation.rounds import distill as work
     from pdlab.training.checkpoint import load
@@ -307,7 +307,7 @@ def distill(
     from pdlab.training.run import Run
     from pdlab.zoo import find
 
-    teacher = find(checkpoint)
+    teacher = _adopted(checkpoint, run, data, dataset, download) or find(checkpoint)
     settings = teacher.preset
     given = _changes(set_, {"distill.updates": updates, "distill.batch": batch, "distill.lr": lr})
     if other := [name for name in given if not name.startswith(("distill.", "guide.")) and name != "guidance_max"]:
@@ -686,6 +686,19 @@ def _counts(text: str) -> list[int]:
     if not counts or min(counts) < 1 or max(counts) > MOST_STEPS:
         raise PdlabError(f"--steps {text:.100} must be step counts from 1 to {MOST_STEPS}, with commas: 1,2,4")
     return counts
+
+
+def _adopted(name: str, run: Path, root: Path | None, dataset: str | None, download: bool) -> Any:
+    """The teacher that diffusers:FOLDER names, kept as RUN/teacher; None for another name."""
+    from pdlab.api import adopt
+    from pdlab.data import load as load_data
+    from pdlab.networks.pipelines import PREFIX, from_diffusers
+
+    if not name.startswith(PREFIX):
+        return None
+    denoiser = from_diffusers(name.removeprefix(PREFIX))
+    assert denoiser.shape is not None
+    return adopt(denoiser, load_data(dataset or "folder", "train", root, denoiser.shape[-1], download), run)
 
 
 def _data_of(model: Any, root: Path | None, dataset: str | None, download: bool) -> Any:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import pdlab
@@ -185,7 +186,10 @@ def test_a_pipeline_of_diffusers_answers_as_in_diffusers(pipeline: Path) -> None
     [
         (lambda place: (place / "unet" / "config.json").unlink(), "has no unet/config.json"),
         (lambda place: next((place / "unet").glob("*.safetensors")).rename(place / "unet" / "a.bin"), "pickled"),
-        (lambda place: next((place / "unet").glob("*.safetensors")).write_bytes(b"x" * 99), "is not read as"),
+        (
+            lambda place: next((place / "unet").glob("*.safetensors")).write_bytes(b"x" * 99),
+            "is not read by diffusers",
+        ),
         (lambda place: (place / "scheduler" / "scheduler_config.json").write_text("{}"), "not of discrete betas"),
         (lambda place: (place / "scheduler" / "scheduler_config.json").write_text("{"), "scheduler"),
     ],
@@ -213,3 +217,33 @@ def test_a_folder_that_is_no_such_pipeline(pipeline: Path, tmp_path: Path, harm,
 def test_what_does_not_fit_is_refused(make, message: str) -> None:
     with pytest.raises(pdlab.PdlabError, match=message):
         make()
+
+
+@pytest.mark.slow
+def test_a_pipeline_goes_down_to_one_step_by_the_command_line(pipeline: Path, tmp_path: Path, pdlab) -> None:
+    """The noise-predicting network becomes a v network, is halved, sampled, and found again by its files alone."""
+    photos = tmp_path / "photos"
+    for k in range(24):
+        (photos / str(k % 3)).mkdir(parents=True, exist_ok=True)
+        pixels = torch.randint(0, 256, (8, 8, 3), generator=torch.Generator().manual_seed(k), dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(photos / str(k % 3) / f"{k}.png")
+    run, short = (
+        tmp_path / "run",
+        ("--batch", 4, "--updates", 2, "--set", "guide.updates=3", "--set", "guide.batch=4"),
+    )
+    order = ("distill", f"diffusers:{pipeline}", "--run", run, "--from", 4, "--data", photos, *short)
+    assert pdlab(*order).code == 0
+    assert [path.name for path in sorted(run.iterdir()) if (path / "model.json").exists()] == [
+        "converted",
+        "student-0001",
+        "student-0002",
+        "teacher",
+    ]
+    again = pdlab(*order)
+    assert again.code == 0
+    drawn = pdlab("sample", run / "student-0002", "--class", "1", "--n", 4, "--out", tmp_path / "grid.png")
+    assert drawn.code == 0, drawn.err
+    assert (tmp_path / "grid.png").exists()
+    other = pdlab("distill", f"diffusers:{tmp_path}", "--run", run, "--from", 4, "--data", photos)
+    assert other.code == 2
+    assert "has no unet/config.json" in other.err

@@ -14,17 +14,14 @@ network=…)` takes `denoiser.network` of an adapter made in the same way.
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pdlab import schema
 from pdlab.diffusion.denoiser import Denoiser
 from pdlab.diffusion.schedule import CosineSchedule, per_example
 from pdlab.errors import PdlabError
-from pdlab.files import read_bytes
 
 #: What a network of discrete betas predicts, by diffusers' names, and as `Denoiser.output` has it.
 PREDICTS = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}
@@ -81,14 +78,12 @@ class Discrete(nn.Module):
     and an end without any signal is finite; networks that embed k by sines take fractions as they are.
     """
 
-    angles: Tensor
-
     def __init__(self, network: nn.Module, alphas_cumprod: Tensor) -> None:
         super().__init__()
         self.network = network
         kept = alphas_cumprod.detach().double().cpu()
-        # A buffer that is no part of the weights: the table comes with the network, not with a checkpoint.
-        self.register_buffer("angles", torch.atan2((1 - kept).sqrt(), kept.sqrt()), persistent=False)
+        # No buffer: the table comes with the network, and is there even while that has no memory.
+        self._angles = {torch.device("cpu"): torch.atan2((1 - kept).sqrt(), kept.sqrt())}
 
     def forward(self, z: Tensor, logsnr: Tensor, *labels: Tensor) -> Tensor:
         """What the network predicts, `[B, …]`, for z `[B, …]` at `logsnr` `[B]`."""
@@ -97,9 +92,11 @@ class Discrete(nn.Module):
 
     def step(self, logsnr: Tensor) -> Tensor:
         """The step, float64 with a fraction, at which the table has this log-SNR; its ends beyond them."""
+        table = self._angles[torch.device("cpu")]
+        table = self._angles.setdefault(logsnr.device, table.to(logsnr.device))
         angle = torch.atan(torch.exp(-logsnr.double() / 2))
-        after = torch.searchsorted(self.angles, angle).clamp(1, len(self.angles) - 1)
-        low, high = self.angles[after - 1], self.angles[after]
+        after = torch.searchsorted(table, angle).clamp(1, len(table) - 1)
+        low, high = table[after - 1], table[after]
         return after - 1 + ((angle - low) / (high - low)).clamp(0, 1)
 
 
@@ -160,72 +157,19 @@ def from_discrete(
     if predicts not in PREDICTS:
         raise PdlabError(f"unknown prediction {predicts!r}: choose one of {', '.join(PREDICTS)}")
     table = torch.as_tensor(alphas_cumprod, dtype=torch.float64).flatten().cpu()
+    return Denoiser(Discrete(_module(network), table), PREDICTS[predicts], schedule_of(table), **more)
+
+
+def schedule_of(alphas_cumprod: Tensor) -> CosineSchedule:
+    """The schedule between the ends of a table `[K]` of alpha².
+
+    Raises PdlabError for one that does not fall, or leaves [0, 1].
+    """
+    table = alphas_cumprod.double()
     if len(table) < 2 or not bool((table.diff() < 0).all()) or table[0] >= 1 or table[-1] < 0:
         raise PdlabError("alphas_cumprod must fall from below 1 to 0 or above, in 2 steps or more")
     logsnr = torch.logit(table)
-    schedule = CosineSchedule(float(logsnr[-1]), float(logsnr[0]))
-    return Denoiser(Discrete(_module(network), table), PREDICTS[predicts], schedule, **more)
-
-
-def from_diffusers(folder: Path | str, *, null_class: bool = False, bounded: bool = True) -> Denoiser:
-    """The denoiser of a diffusers pipeline in `folder`: its `unet`, a UNet2DModel, and its `scheduler`.
-
-    Nothing is downloaded, and weights are read from safetensors alone. `null_class` says that the last of the
-    network's classes stands for none. Raises PdlabError where diffusers is missing, for a folder that holds
-    something else, or for a schedule that is not of discrete betas.
-    """
-    try:
-        import diffusers
-    except ImportError:
-        raise PdlabError("a model of diffusers needs that package: pip install 'pdlab[bench]'") from None
-    place = Path(folder)
-    for part, file in (("unet", "config.json"), ("scheduler", "scheduler_config.json")):
-        if not (place / part / file).is_file():
-            raise PdlabError(f"{place} is no diffusers pipeline of images: it has no {part}/{file}")
-    if not any((place / "unet").glob("*.safetensors")):
-        raise PdlabError(
-            f"{place}/unet has no safetensors, and pickled weights are not read: save it again with "
-            "pipeline.save_pretrained(folder, safe_serialization=True)"
-        )
-    written = place / "scheduler" / "scheduler_config.json"
-    settings = schema.parse(read_bytes(written, 1 << 20), str(written))
-    if not isinstance(settings, dict) or "beta_schedule" not in settings:
-        raise PdlabError(f"the scheduler of {place} is not of discrete betas: see from_edm and from_flow")
-    try:
-        unet = diffusers.UNet2DModel.from_pretrained(place / "unet", use_safetensors=True, local_files_only=True)
-        scheduler = diffusers.DDPMScheduler.from_pretrained(place / "scheduler", local_files_only=True)
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-        raise PdlabError(f"{place} is not read as a diffusers pipeline: {str(error).splitlines()[0]}") from None
-    config = unet.config
-    if config.in_channels != config.out_channels:
-        raise PdlabError(
-            f"{place}/unet answers {config.out_channels} channels for {config.in_channels}: a learned variance is "
-            "not taken"
-        )
-    if config.class_embed_type is not None:
-        raise PdlabError(f"{place}/unet is told its class by {config.class_embed_type!r}, which is not known here")
-    side = config.sample_size
-    sides = tuple(side) if isinstance(side, list | tuple) else (side, side)
-    classes = int(config.num_class_embeds or 0)
-    return from_discrete(
-        _Diffusers(unet),
-        scheduler.alphas_cumprod,
-        scheduler.config.prediction_type,
-        num_classes=classes - null_class if classes else 0,
-        null_class=null_class,
-        bounded=bounded,
-        shape=None if None in sides else (config.in_channels, *sides),
-    )
-
-
-class _Diffusers(nn.Module):
-    def __init__(self, unet: nn.Module) -> None:
-        super().__init__()
-        self.unet = unet
-
-    def forward(self, z: Tensor, k: Tensor, labels: Tensor | None = None) -> Tensor:
-        sample: Tensor = self.unet(z, k, class_labels=labels).sample
-        return sample
+    return CosineSchedule(float(logsnr[-1]), float(logsnr[0]))
 
 
 class _Call(nn.Module):
