@@ -27,6 +27,8 @@ app = typer.Typer(
 
 zoo_app = typer.Typer(help="The ladders that ship with the package.", invoke_without_command=True)
 app.add_typer(zoo_app, name="zoo")
+export_app = typer.Typer(help="A student's whole sampler as one graph, for other programs.", no_args_is_help=True)
+app.add_typer(export_app, name="export")
 
 
 class Device(str, Enum):
@@ -516,6 +518,44 @@ def zoo_build(
             log=log,
         )
     console.say(f"{place} is ready: see {place}/README.md")
+
+
+GraphFile = Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")]
+GraphSteps = Annotated[
+    int | None, typer.Option("--steps", min=1, max=64, help="Steps in the graph (default: a student's own).")
+]
+
+
+@export_app.command("onnx")
+def export_onnx(
+    checkpoint: CheckpointArgument, out: GraphFile, steps: GraphSteps = None, plugin: PluginOption = None
+) -> None:
+    """Write the sampler as ONNX: noise (label, guidance) in, image out; checked in onnxruntime against ours."""
+    from pdlab.export import export_onnx as work
+
+    _export(work, checkpoint, out, steps)
+
+
+@export_app.command("torch")
+def export_torch(
+    checkpoint: CheckpointArgument, out: GraphFile, steps: GraphSteps = None, plugin: PluginOption = None
+) -> None:
+    """Write the same as a .pt2 of torch.export, for torch.export.load and AOTInductor."""
+    from pdlab.export import export_torch as work
+
+    _export(work, checkpoint, out, steps)
+
+
+def _export(work: Any, checkpoint: str, out: Path, steps: int | None) -> None:
+    from pdlab.zoo import find
+
+    model = find(checkpoint)
+    apart = work(model, out, steps)
+    count = model.step_count(steps)
+    console.say(
+        f"Wrote {out}, {out.stat().st_size / 2**20:.1f} MiB: {count} step{'s' if count > 1 else ''} in one graph, "
+        f"its images within {apart:.1g} of ours."
+    )
 
 
 @app.command()

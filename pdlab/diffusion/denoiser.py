@@ -97,7 +97,7 @@ class Denoiser(nn.Module):
         than its `output` needs.
         """
         t = torch.as_tensor(t, dtype=z.dtype, device=z.device)
-        logsnr = self.schedule.logsnr(t).expand(len(z))
+        logsnr = self.schedule.logsnr(t).expand(z.shape[0])
         raw = self._raw(z, logsnr, self._labels(z, labels), guidance)
         alpha, sigma = per_example(self.schedule.alpha(t), z), per_example(self.schedule.sigma(t), z)
         return OUTPUTS[self.output](z, alpha, sigma, raw)
@@ -134,19 +134,19 @@ class Denoiser(nn.Module):
         if labels is None:
             if not self.null_class:
                 raise PdlabError(f"this denoiser is told one of {self.num_classes} classes: give labels")
-            return torch.full((len(z),), self.num_classes, device=z.device)
+            return torch.full((z.shape[0],), self.num_classes, device=z.device)
         return labels
 
     def _raw(self, z: Tensor, logsnr: Tensor, labels: Tensor | None, guidance: Tensor | float | None) -> Tensor:
         if self.guidance_max:
             w = torch.as_tensor(0.0 if guidance is None else guidance, dtype=z.dtype, device=z.device)
-            return self._answer(z, logsnr, labels, w.expand(len(z)))
+            return self._answer(z, logsnr, labels, w.expand(z.shape[0]))
         if guidance is None or (isinstance(guidance, float | int) and guidance == 0):
             return self._answer(z, logsnr, labels)
         if not self.null_class or labels is None:
             self.check_guidance(1.0)
             raise AssertionError  # there is always a label where there is a null class
-        none = torch.full((len(z),), self.num_classes, device=z.device)
+        none = torch.full((z.shape[0],), self.num_classes, device=z.device)
         twice = self._answer(torch.cat([z, z]), torch.cat([logsnr, logsnr]), torch.cat([labels, none]))
         # x, eps and v are affine in raw, and 1 + w − w = 1: guiding raw guides them all.
         conditional, unconditional = twice.chunk(2)
@@ -158,7 +158,7 @@ class Denoiser(nn.Module):
         weight = next(self.network.parameters(), None)
         condition = guidance if labels is None else (labels, *guidance)
         raw = self.network(z if weight is None else z.to(weight.dtype), logsnr, *condition)
-        expected = (len(z), output_channels(self.output, z.shape[1]), *z.shape[2:])
+        expected = (z.shape[0], output_channels(self.output, z.shape[1]), *z.shape[2:])
         if not isinstance(raw, Tensor) or raw.shape != expected or not raw.is_floating_point():
             given = f"{list(raw.shape)} of {raw.dtype}" if isinstance(raw, Tensor) else f"a {type(raw).__name__}"
             raise PdlabError(

@@ -83,7 +83,7 @@ class MLP(nn.Module):
             h = block(h, condition)
         with full_precision(h):
             out = self.last(nn.functional.silu(self.norm(h.to(self.last.weight.dtype))))
-        return out.reshape(len(z), self.config.out_multiple * z.shape[1], *z.shape[2:])
+        return out.reshape(z.shape[0], self.config.out_multiple * z.shape[1], *z.shape[2:])
 
 
 class _Block(nn.Module):

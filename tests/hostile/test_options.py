@@ -58,6 +58,7 @@ COMMANDS = {
     "distill": ["{teacher}", "--run", "{home}/run", "--from", "2", "--updates", "1", "--batch", "1"],
     "sample": ["{teacher}", "--out", "{home}/out.npz", "--steps", "1", "--n", "1"],
     "evaluate": ["{teacher}", "--out", "{home}/out.json", "--steps", "1", "--n", "65", "--features", "pixels"],
+    "export torch": ["{teacher}", "{home}/out.pt2", "--steps", "1"],
     "presets": [],
     "zoo": [],
     "zoo build": [
