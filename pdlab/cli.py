@@ -122,6 +122,10 @@ SetOption = Annotated[
 ]
 UpdatesOption = Annotated[int | None, typer.Option("--updates", min=1, max=10**8 - 1, help="Optimizer updates.")]
 BatchOption = Annotated[int | None, typer.Option("--batch", min=1, max=10**9, help="Examples an update.")]
+MicroOption = Annotated[
+    int | None,
+    typer.Option("--micro-batch", min=0, max=10**9, help="Examples at a time, of an update's batch; 0: all."),
+]
 LrOption = Annotated[float | None, typer.Option("--lr", help="Learning rate.")]
 SaveOption = Annotated[
     float | None,
@@ -179,6 +183,7 @@ def train(
     download: DownloadOption = False,
     updates: UpdatesOption = None,
     batch: BatchOption = None,
+    micro_batch: MicroOption = None,
     lr: LrOption = None,
     output: Annotated[str | None, typer.Option(help="What the network predicts: x, eps, v or both.")] = None,
     weighting: Annotated[str | None, typer.Option(help="Loss weighting: snr, truncated or snr+1.")] = None,
@@ -227,6 +232,7 @@ def train(
             "precision": precision and precision.value,
             "teacher.updates": updates,
             "teacher.batch": batch,
+            "teacher.micro_batch": micro_batch,
             "teacher.lr": lr,
         },
     )
@@ -286,6 +292,7 @@ def distill(
         ),
     ] = None,
     batch: BatchOption = None,
+    micro_batch: MicroOption = None,
     lr: LrOption = None,
     set_: SetOption = None,
     seed: SeedOption = 0,
@@ -311,7 +318,8 @@ def distill(
 
     teacher = _adopted(checkpoint, run, data, dataset, download) or find(checkpoint)
     settings = teacher.preset
-    given = _changes(set_, {"distill.updates": updates, "distill.batch": batch, "distill.lr": lr})
+    micro = {f"{stage}.micro_batch": micro_batch for stage in ("distill", "guide")}
+    given = _changes(set_, {"distill.updates": updates, "distill.batch": batch, "distill.lr": lr, **micro})
     if other := [name for name in given if not name.startswith(("distill.", "guide.")) and name != "guidance_max"]:
         raise PdlabError(
             f"--set {other[0]}: a round keeps its teacher's settings but for distill.*, guide.* and guidance_max, "

@@ -182,8 +182,10 @@ def print_zoo() -> None:
         console.say(f"No ladder ships with this installation ({zoo.HOME}). pdlab quickstart makes one of digits.")
     printer = console.output()
     for name in names:
-        made, found = zoo.manifest(name), by_sampler(zoo.report(name))
-        row = next(iter(found["ddim"].values()))
+        made = zoo.manifest(name)
+        kinds = by_sampler(zoo.report(name), made["guidance"]["shown"])
+        found = {kind: {row.steps: row for row in rows.values()} for kind, rows in kinds.items()}
+        row = next(row for rows in found.values() for row in rows.values())
         shape = "×".join(map(str, made["data"]["shape"]))
         table = Table("checkpoint", "steps", "DDIM", "distilled", "images seen", "MiB")
         for rung in made["rungs"]:

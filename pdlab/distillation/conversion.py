@@ -15,7 +15,7 @@ from pdlab.diffusion.denoiser import Denoiser
 from pdlab.diffusion.prediction import from_x
 from pdlab.diffusion.schedule import diffuse, per_example
 from pdlab.diffusion.weighting import WEIGHTINGS
-from pdlab.training.objective import TIMES
+from pdlab.training.objective import TIMES, Drawn, Objective, needed
 
 #: Name of the stage and of its checkpoint.
 CONVERTED = "converted"
@@ -23,7 +23,7 @@ CONVERTED = "converted"
 LABEL_DROP = 0.1
 
 
-class ConversionObjective:
+class ConversionObjective(Objective):
     """The student's prediction at z_t, t ~ U(0, 1], against the `teacher`'s x̂; forward passes of that: 1.
 
     Of bounded data the x̂ are clipped to [−1, 1], as they are when the teacher is sampled: near alpha = 0 they leave
@@ -35,13 +35,18 @@ class ConversionObjective:
     def __init__(self, teacher: Denoiser, weighting: str, times: str = "stratified") -> None:
         self.teacher, self.weighting, self.times = teacher, WEIGHTINGS[weighting], TIMES[times]
 
-    def __call__(self, denoiser: Denoiser, x: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
-        """Losses `[B]` for data `x` `[B, …]` of classes `labels` `[B]`."""
+    def draw(self, denoiser: Denoiser, x: Tensor, labels: Tensor | None, generator: torch.Generator) -> Drawn:
+        """See Objective."""
         t = self.times(len(x), generator, x.device)
         eps = torch.randn(x.shape, generator=generator, device=x.device)
         if labels is not None and denoiser.null_class:
             dropped = torch.rand(len(x), generator=generator, device=x.device) < LABEL_DROP
             labels = torch.where(dropped, denoiser.num_classes, labels)
+        return {"x": x, "labels": labels, "t": t, "eps": eps}
+
+    def loss(self, denoiser: Denoiser, drawn: Drawn) -> Tensor:
+        """See Objective."""
+        (x, t, eps), labels = needed(drawn, "x", "t", "eps"), drawn["labels"]
         z = diffuse(denoiser.schedule, x, t, eps)
         with torch.no_grad():
             target = self.teacher(z, t, labels)

@@ -17,13 +17,13 @@ from pdlab.diffusion.weighting import WEIGHTINGS
 from pdlab.errors import PdlabError
 from pdlab.networks.registry import CONDITION, Own, build, config_of
 from pdlab.seeds import seed_for
-from pdlab.training.objective import TIMES
+from pdlab.training.objective import TIMES, Drawn, Objective, needed
 
 #: Name of stage one's checkpoint and stage.
 GUIDED = "guided"
 
 
-class GuidedObjective:
+class GuidedObjective(Objective):
     """Stage one's: the student's prediction at (z_t, class, w) against the `teacher`'s guided by w.
 
     t ~ U(0, 1], drawn as `times` says, w ~ U[0, guidance_max] for each example, at the weighting the teacher was
@@ -35,11 +35,16 @@ class GuidedObjective:
     def __init__(self, teacher: Denoiser, weighting: str, times: str = "stratified") -> None:
         self.teacher, self.weighting, self.times = teacher, WEIGHTINGS[weighting], TIMES[times]
 
-    def __call__(self, denoiser: Denoiser, x: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
-        """Losses `[B]` for data `x` `[B, …]` of classes `labels` `[B]`."""
+    def draw(self, denoiser: Denoiser, x: Tensor, labels: Tensor | None, generator: torch.Generator) -> Drawn:
+        """See Objective."""
         t = self.times(len(x), generator, x.device)
         eps = torch.randn(x.shape, generator=generator, device=x.device)
         w = draw_guidance(denoiser, len(x), generator, x.device)
+        return {"x": x, "labels": labels, "t": t, "eps": eps, "w": w}
+
+    def loss(self, denoiser: Denoiser, drawn: Drawn) -> Tensor:
+        """See Objective."""
+        (x, t, eps), labels, w = needed(drawn, "x", "t", "eps"), drawn["labels"], drawn["w"]
         z = diffuse(denoiser.schedule, x, t, eps)
         with torch.no_grad():
             target = self.teacher(z, t, labels, w)

@@ -24,7 +24,7 @@ from pdlab.training.cost import Cost, check_memory, size_of
 from pdlab.training.log import Log
 from pdlab.training.loop import CHANGEABLE, Trained, Upkeep, fit, trainable
 from pdlab.training.machine import Machine
-from pdlab.training.objective import TIMES
+from pdlab.training.objective import TIMES, Drawn, Objective, needed
 from pdlab.training.presets import Optimization, Preset, to_dict
 from pdlab.training.run import Run
 from pdlab.training.teacher import check_fits, describe
@@ -58,31 +58,37 @@ def round_settings(settings: Optimization, steps: int) -> Optimization:
     return dataclasses.replace(settings, updates=settings.updates * (2 if steps <= 2 else 1))
 
 
-class RoundObjective:
+class RoundObjective(Objective):
     """The student's: one DDIM step of a student of `steps` steps against `hops` of the `teacher`'s.
 
-    Where both take a guidance weight, one is drawn for each example and given to both. `draw` says how i is drawn
-    (see `training.objective.TIMES`). A variant of the method overrides `times` or `target`.
+    Where both take a guidance weight, one is drawn for each example and given to both. `drawn_as` says how i is
+    drawn (see `training.objective.TIMES`). A variant of the method overrides `times` or `target`.
     """
 
     def __init__(self, teacher: Denoiser, steps: int, weighting: str, hops: int = 2) -> None:
         self.teacher, self.steps, self.weighting, self.hops = teacher, steps, WEIGHTINGS[weighting], hops
-        self.draw = "stratified"
+        self.drawn_as = "stratified"
 
     def times(self, n: int, generator: torch.Generator, device: torch.device) -> list[Tensor]:
         """The teacher's times, `hops` + 1 of `[n]`, from the student's t = i/N, i ~ U{1, …, N}, to t − 1/N."""
-        i = torch.ceil(TIMES[self.draw](n, generator, device) * self.steps)
+        i = torch.ceil(TIMES[self.drawn_as](n, generator, device) * self.steps)
         return times_of(i, self.steps, self.hops)
 
     def target(self, z: Tensor, times: list[Tensor], labels: Tensor | None, guidance: Tensor | None) -> Prediction:
         """What the student is taught at `z` `[B, …]` and `times[0]`."""
         return target_along(self.teacher, z, times, labels, guidance).prediction
 
-    def __call__(self, denoiser: Denoiser, x: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
-        """Losses `[B]` for data `x` `[B, …]`."""
-        times = self.times(len(x), generator, x.device)
+    def draw(self, denoiser: Denoiser, x: Tensor, labels: Tensor | None, generator: torch.Generator) -> Drawn:
+        """See Objective."""
+        times = torch.stack(self.times(len(x), generator, x.device), dim=1)
         eps = torch.randn(x.shape, generator=generator, device=x.device)
         w = draw_guidance(denoiser, len(x), generator, x.device)
+        return {"x": x, "labels": labels, "times": times, "eps": eps, "w": w}
+
+    def loss(self, denoiser: Denoiser, drawn: Drawn) -> Tensor:
+        """See Objective."""
+        (x, eps, stacked), labels, w = needed(drawn, "x", "eps", "times"), drawn["labels"], drawn["w"]
+        times = list(stacked.unbind(1))
         z = diffuse(denoiser.schedule, x, times[0], eps)
         target = self.target(z, times, labels, w)
         return self.weighting.loss(target, denoiser(z, times[0], labels, w))
@@ -142,7 +148,7 @@ class Ladder:
         self.student.network.load_state_dict((start or self.teacher).network.state_dict())
         self.student.steps = steps
         objective = self.objective(self._live_teacher, steps, self.weighting, self.hops)
-        objective.draw = settings.times
+        objective.drawn_as = settings.times
         trained = fit(
             self.student,
             objective,

@@ -122,7 +122,7 @@ class OffGridObjective(RoundObjective):
 
     def times(self, n: int, generator: Generator, device: torch.device) -> list[Tensor]:
         """See RoundObjective."""
-        t = TIMES[self.draw](n, generator, device)
+        t = TIMES[self.drawn_as](n, generator, device)
         end = (t - 1 / self.steps).clamp(min=0)
         return [torch.lerp(t, end, k / self.hops) for k in range(self.hops + 1)]
 

@@ -75,7 +75,9 @@ def check_memory(size: Size, shape: tuple[int, ...], settings: Optimization) -> 
     held = 5 * size.weights  # with gradients, two moments, and the moving average or the teacher
     memory.check(held, "the network with its optimizer", "take a smaller network")
     what = f"training with a batch of {settings.batch:,}"
-    memory.check(held + size.activations * settings.batch, what, "take a smaller --batch or network")
+    at_once = min(settings.batch, settings.micro_batch or settings.batch)
+    needed = held + size.activations * at_once
+    memory.check(needed, what, "give --micro-batch, or take a smaller --batch or network")
 
 
 @dataclass(frozen=True)

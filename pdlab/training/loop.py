@@ -21,13 +21,13 @@ from pdlab.training.checkpoint import Change
 from pdlab.training.ema import EMA
 from pdlab.training.log import Log
 from pdlab.training.machine import Machine
-from pdlab.training.objective import Objective
+from pdlab.training.objective import Objective, parts
 from pdlab.training.optimizers import Optimizers
 from pdlab.training.presets import Optimization
 from pdlab.training.run import Run
 
 #: What may differ from what a run was begun with: none of it makes another network, or of other data.
-CHANGEABLE = ("lr", "muon_lr", "warmup", "clip")
+CHANGEABLE = ("lr", "muon_lr", "warmup", "clip", "micro_batch")
 _GENTLER = "give the command again with --change and a lower lr or clip, a longer warmup, or --precision fp32"
 
 
@@ -92,7 +92,7 @@ def fit(
     """Train `denoiser` in place on `source`, both on the machine's device, and return the weights to keep.
 
     Args:
-        objective: `objective(denoiser, x, labels, generator) -> [B]` losses; their mean is minimised.
+        objective: whose losses' mean is minimised.
         settings: updates, batch, learning rate and so on.
         stage: names the random streams, the states and the lines of the log.
         run: where to keep states and resume from; None keeps nothing.
@@ -136,14 +136,26 @@ def fit(
         if dropout:
             torch.manual_seed(stream)  # what a network draws itself comes from here
         x, labels = source.draw(settings.batch, generator, settings.flip)
-        loss = objective(live, x, labels if denoiser.num_classes else None, generator).mean()
         optimizer.zero_grad()
-        machine.backward(loss)
+        loss = backward(x, labels if denoiser.num_classes else None)
         norm = torch.nn.utils.clip_grad_norm_(parameters.values(), settings.clip, foreach=True)
         optimizer.step(lr_factor(settings, k))
         if ema is not None:
             ema.update(k)
-        meter.add(k, loss.detach(), norm)
+        meter.add(k, loss, norm)
+
+    def backward(x: Tensor, labels: Tensor | None) -> Tensor:
+        """Gradients of the mean loss, of at most `micro_batch` examples at a time; that loss."""
+        if not 0 < settings.micro_batch < len(x):
+            loss = objective(live, x, labels, generator).mean()
+            machine.backward(loss)
+            return loss.detach()
+        total = torch.zeros((), device=x.device)
+        for part in parts(objective.draw(live, x, labels, generator), settings.micro_batch):
+            loss = objective.loss(live, part).sum() / len(x)
+            machine.backward(loss)
+            total += loss.detach()
+        return total
 
     def keep(k: int) -> None:
         _check_finite(parameters, k, stage)

@@ -1,6 +1,7 @@
-"""What a batch is scored on. The loop knows only `objective(denoiser, x, labels, generator) -> loss [B]`."""
+"""What a batch is scored on, whole or in parts."""
 
-from collections.abc import Callable
+import abc
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from pdlab.diffusion.prediction import Prediction
 from pdlab.diffusion.schedule import diffuse, per_example
 from pdlab.diffusion.weighting import WEIGHTINGS
 
-Objective = Callable[[Denoiser, Tensor, Tensor | None, torch.Generator], Tensor]
+Drawn = dict[str, Tensor | None]
 
 
 def stratified_times(n: int, generator: torch.Generator, device: torch.device) -> Tensor:
@@ -32,24 +33,62 @@ def independent_times(n: int, generator: torch.Generator, device: torch.device) 
 TIMES = {"stratified": stratified_times, "independent": independent_times}
 
 
-class DiffusionObjective:
+class Objective(abc.ABC):
+    """What a batch is scored on: `objective(denoiser, x, labels, generator) -> [B]` losses.
+
+    It draws first and scores then, so that a batch can be scored in parts with the draws of the whole.
+    """
+
+    teacher_forwards = 0  # forward passes of a teacher, an example
+
+    @abc.abstractmethod
+    def draw(self, denoiser: Denoiser, x: Tensor, labels: Tensor | None, generator: torch.Generator) -> Drawn:
+        """All that is random about data `x` `[B, …]` of classes `labels` `[B]`, and these: tensors `[B, …]`."""
+
+    @abc.abstractmethod
+    def loss(self, denoiser: Denoiser, drawn: Drawn) -> Tensor:
+        """Losses `[B]` of what was drawn, each of its own example alone."""
+
+    def __call__(self, denoiser: Denoiser, x: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
+        """Losses `[B]` for data `x` `[B, …]` of classes `labels` `[B]`."""
+        return self.loss(denoiser, self.draw(denoiser, x, labels, generator))
+
+
+def parts(drawn: Drawn, most: int) -> Iterator[Drawn]:
+    """`drawn` in parts of at most `most` examples."""
+    n = next(len(tensor) for tensor in drawn.values() if tensor is not None)
+    for start in range(0, n, most):
+        yield {name: None if t is None else t[start : start + most] for name, t in drawn.items()}
+
+
+class DiffusionObjective(Objective):
     """The teacher's: denoise z_t at continuous t ~ U(0, 1] (algorithm 1); forward passes an example: 1.
 
     A share `label_drop` of the labels says "no class", so that guidance has something to be guided away from.
     """
 
-    teacher_forwards = 0
-
     def __init__(self, weighting: str, label_drop: float = 0.0, times: str = "stratified") -> None:
         self.weighting, self.label_drop, self.times = WEIGHTINGS[weighting], label_drop, TIMES[times]
 
-    def __call__(self, denoiser: Denoiser, x: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
-        """Losses `[B]` for data `x` `[B, …]`."""
+    def draw(self, denoiser: Denoiser, x: Tensor, labels: Tensor | None, generator: torch.Generator) -> Drawn:
+        """See Objective."""
         t = self.times(len(x), generator, x.device)
         eps = torch.randn(x.shape, generator=generator, device=x.device)
-        alpha, sigma = per_example(denoiser.schedule.alpha(t), x), per_example(denoiser.schedule.sigma(t), x)
-        target = Prediction(x, eps, alpha * eps - sigma * x)
         if labels is not None and self.label_drop:
             dropped = torch.rand(len(x), generator=generator, device=x.device) < self.label_drop
             labels = torch.where(dropped, denoiser.num_classes, labels)
-        return self.weighting.loss(target, denoiser(diffuse(denoiser.schedule, x, t, eps), t, labels))
+        return {"x": x, "labels": labels, "t": t, "eps": eps}
+
+    def loss(self, denoiser: Denoiser, drawn: Drawn) -> Tensor:
+        """See Objective."""
+        x, t, eps = needed(drawn, "x", "t", "eps")
+        alpha, sigma = per_example(denoiser.schedule.alpha(t), x), per_example(denoiser.schedule.sigma(t), x)
+        target = Prediction(x, eps, alpha * eps - sigma * x)
+        return self.weighting.loss(target, denoiser(diffuse(denoiser.schedule, x, t, eps), t, drawn["labels"]))
+
+
+def needed(drawn: Drawn, *names: str) -> list[Tensor]:
+    """Those of `drawn` that are always there."""
+    found = [drawn[name] for name in names]
+    assert all(tensor is not None for tensor in found)
+    return found  # type: ignore[return-value]

@@ -34,6 +34,9 @@ class Optimization:
     weights' moving average (0: none); `flip` mirrors images at random; `label_drop` is the share of labels that a
     teacher with a null class is not told.
 
+    With `micro_batch` an update goes through its batch in parts of so many examples: the same gradients, but for
+    rounding, in less memory.
+
     Two fields are pdlab's own way by default, and the authors' in the paper's presets. `ema_warmup` holds the
     decay to at most (1 + k)/(10 + k) after k updates: at 0.9999 all along, the average of a run of 10,000 updates
     would be 37 % initial weights. `times` "stratified" draws one time in every batch-th of (0, 1], for gradients of
@@ -55,6 +58,7 @@ class Optimization:
     label_drop: schema.Share = 0.0
     optimizer: Literal["adamw", "muon"] = "adamw"
     muon_lr: schema.Positive = 0.02
+    micro_batch: schema.Whole = 0
 
     def __post_init__(self) -> None:
         schema.check(self)
