@@ -46,6 +46,7 @@ class _Job:
     patience: float
     frame: Any = None
     frames: int = 0
+    replaced: bool = False
     error: BaseException | None = None
     stop: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
@@ -77,7 +78,8 @@ class Compute:
     async def run(self, work: Work, owner: str) -> AsyncIterator[Any]:
         """Yields `Waiting`, then the frames of `work`, then `Cancelled` if it was. Raises what the work raises.
 
-        An owner has one piece of work at a time: a new one stops the one before. Closing this iterator stops it.
+        An owner has one piece of work at a time: a new one stops the one before, which then has nothing more to
+        say. Closing this iterator stops it.
         Raises PdlabError at once when too many wait.
         """
         job = self._enter(work, owner)
@@ -85,7 +87,9 @@ class Compute:
         try:
             while not job.ended.is_set():
                 job.read = time.monotonic()
-                if job.frames > seen:
+                if job.replaced:
+                    pass
+                elif job.frames > seen:
                     seen = job.frames
                     yield job.frame
                 elif (now := self._position(job)) != position and now > 0:
@@ -94,17 +98,22 @@ class Compute:
                 await asyncio.sleep(_TICK)
             if job.error is not None:
                 raise job.error
-            if job.frames > seen:
+            if job.frames > seen and not job.replaced:
                 yield job.frame
-            if job.stop.is_set():
+            if job.stop.is_set() and not job.replaced:
                 yield Cancelled()
         finally:
             self._stop([job])
 
-    def stop(self, owner: str) -> int:
-        """Stop all work of `owner`; returns how many pieces. Takes effect when they next show something."""
+    def stop(self, owner: str, replaced: bool = False) -> int:
+        """Stop all work of `owner`; returns how many pieces. Takes effect when they next show something.
+
+        What is `replaced` shows nothing more, not even that it was stopped: something else stands in its place.
+        """
         with self._changed:
             jobs = [job for job in self._jobs if job.owner == owner and not job.stop.is_set()]
+            for job in jobs:
+                job.replaced = replaced
         self._stop(jobs)
         return len(jobs)
 
@@ -117,7 +126,7 @@ class Compute:
     def _enter(self, work: Work, owner: str) -> _Job:
         job = _Job(work, owner, self.patience)
         with self._changed:
-            self._stop([other for other in self._jobs if other.owner == owner])
+            self.stop(owner, replaced=True)
             waiting = len(self._jobs) - 1
             if waiting >= self.most:
                 raise PdlabError(f"busy: {waiting} are waiting before you, and no more can; try again in a minute")

@@ -227,6 +227,50 @@ def test_live_cells_and_the_python_that_is_shown(served: Served, visit: Callable
     assert drawn.get_attribute("src") == html.picture(names["images"], "x").split('"')[3]
 
 
+def test_another_model_comes_with_its_steps_and_nothing_of_the_one_before_is_left(
+    served: Served, visit: Callable[..., Page]
+) -> None:
+    page = visit(served, "?tab=bench&bench.model=2&bench.steps=2")
+    page.locator("#bench-run").click()
+    shows(page, "#bench-pictures", "the student of 2 steps, ddim in 2 steps")
+    page.locator("#bench-model").get_by_text("4", exact=True).click()
+    page.wait_for_url("**bench.steps=4*", timeout=PATIENCE)
+    assert "bench.model=4" in page.url
+    expect(page.locator("#bench-steps input[type=number]")).to_have_value("4", timeout=PATIENCE)
+    expect(page.locator("#bench-pictures img")).to_have_count(0, timeout=PATIENCE)
+    page.locator("#bench-code button").first.click()
+    expect(page.locator("#bench-code .cm-content")).to_contain_text("steps=4), z, 4", timeout=PATIENCE)
+    assert not page.locator("text=was distilled for").count()
+
+
+def test_a_changed_control_stops_what_is_drawn_for_the_old_one(
+    served: Served, visit: Callable[..., Page], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pdlab.app.views import bench
+
+    def slow(shelf: Any, ladder: Any, run: Any, show: Any) -> None:
+        for k in range(10**6):
+            show((f"Step {k} for seed {run.seed}", "<p>drawing</p>", ""))
+            time.sleep(0.02)
+
+    monkeypatch.setattr(bench, "work", slow)
+    page = visit(served, "?tab=bench&bench.page=0&bench.seed=1")
+    page.locator("#bench-run").click()
+    shows(page, "#bench-pictures", "drawing")
+    page.locator("#bench-run").click()  # a second press begins anew
+    expect(page.locator("text=/Step .* for seed 1/")).to_be_visible(timeout=PATIENCE)
+    assert served.compute.load == 1
+    page.get_by_role("spinbutton", name="Seed").fill("2")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**bench.seed=2*", timeout=PATIENCE)
+    while served.compute.load:
+        time.sleep(0.01)
+    expect(page.locator("text=drawing")).to_have_count(0, timeout=PATIENCE)
+    page.wait_for_timeout(500)
+    assert not page.locator("text=/for seed 1/").count()
+    assert not page.locator("text=Stopped").count()
+
+
 def test_stopping_ends_the_work_within_a_second(
     served: Served, visit: Callable[..., Page], monkeypatch: pytest.MonkeyPatch
 ) -> None:

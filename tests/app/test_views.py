@@ -377,6 +377,20 @@ def test_eps_is_not_distilled(monkeypatch: pytest.MonkeyPatch, show: Any) -> Non
         lab.halve(sessions[0], show)
 
 
+def test_a_round_is_of_the_teacher_that_the_controls_describe() -> None:
+    of = lab.Spec.of
+    assert "no teacher yet" in lab.why_not(None, of({}))
+    session = lab.Session(of({"distribution": "five clouds", "first": 8}), lab.lab.new_network("v", 0))
+    assert lab.why_not(session, of({"first": 8})) == ""
+    assert "another distribution" in lab.why_not(session, of({"distribution": "spiral", "first": 8}))
+    assert "another output and weighting" in lab.why_not(
+        session, of({"output": "x", "weighting": "snr", "first": 8})
+    )
+    assert "another number of steps" in lab.why_not(session, of({"first": 4}))
+    session.students.append(session.teacher)  # from then on the steps are the ladder's own
+    assert lab.why_not(session, of({"first": 4})) == ""
+
+
 def test_the_tour_has_seven_stops() -> None:
     text = tour.view()
     Reader(text)

@@ -17,6 +17,7 @@ from pdlab.app.tabs.binding import (
     code_box,
     condition_controls,
     condition_values,
+    link,
     named,
     owner,
     status,
@@ -75,16 +76,28 @@ def build(context: Context) -> Tab:
         return [set_model, *values, *condition_values(ladder, what.condition, most), *view(ladder, given)]
 
     tab = Tab(NAME, controls, [warning, code], restore)
-    bind(context, tab, view)
+    drawn = [said, pictures, table]
+    bind(context, tab, view, drawn, but=["model"])
 
-    def own_steps(ladder_name: str, *values: Any) -> list[Any]:
-        ladder = context.shelf.ladder(ladder_name)
-        what = Sampling.of(ladder, named(tab, values))
-        set_steps = what.which if isinstance(what.which, int) else what.steps
-        return [set_steps, condition_values(ladder, what.condition, ladder.takes(what.which))[1]]
+    def own_steps(request: gr.Request, ladder_name: str, *values: Any) -> list[Any]:
+        """Another model comes with its own steps and bound of guidance; what is said of it is said of those."""
+        context.compute.stop(owner(request, NAME), replaced=True)
+        ladder, given = context.shelf.ladder(ladder_name), named(tab, values)
+        what = Sampling.of(ladder, given)
+        given["steps"] = what.which if isinstance(what.which, int) else what.steps
+        set_guidance = condition_values(ladder, what.condition, ladder.takes(what.which))[1]
+        return [given["steps"], set_guidance, *view(ladder, given), "", "", ""]
 
     inputs = [context.model, *controls.values()]
-    model.input(own_steps, inputs, [steps, conditions["guidance"]], api_visibility="private", **QUICK)
+    chosen = model.input(
+        own_steps,
+        inputs,
+        [steps, conditions["guidance"], *tab.views, *drawn],
+        trigger_mode="always_last",
+        api_visibility="private",
+        **QUICK,
+    )
+    chosen.then(None, inputs, None, js=link(tab))
 
     async def live(request: gr.Request, model: str, *values: Any) -> AsyncIterator[list[Any]]:
         ladder = context.shelf.ladder(model)
@@ -94,6 +107,12 @@ def build(context: Context) -> Tab:
             yield frame
 
     run.click(
-        live, inputs, [said, pictures, table], api_name="bench_live", concurrency_limit=None, show_progress="hidden"
+        live,
+        inputs,
+        drawn,
+        api_name="bench_live",
+        concurrency_limit=None,
+        show_progress="hidden",
+        trigger_mode="multiple",  # a press while it runs begins anew
     )
     return tab

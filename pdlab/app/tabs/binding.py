@@ -43,22 +43,33 @@ class Tab:
     alone: bool = False
 
 
-def bind(context: Context, tab: Tab, view: Callable[[Any, Mapping[str, Any]], Sequence[Any]]) -> None:
-    """When a visitor changes a control, put it into the address and show `view` again."""
+def bind(
+    context: Context,
+    tab: Tab,
+    view: Callable[[Any, Mapping[str, Any]], Sequence[Any]],
+    live: Sequence[Any] = (),
+    but: Sequence[str] = (),
+) -> None:
+    """When a visitor changes a control, put it into the address and show `view` again.
+
+    What was computed for the controls as they were is stopped and no longer shown: the outputs `live` become empty.
+    The controls `but` are bound elsewhere.
+    """
     controls = list(tab.controls.values())
 
-    def changed(model: str, *values: Any) -> list[Any]:
+    def changed(request: gr.Request, model: str, *values: Any) -> list[Any]:
         def make() -> list[Any]:
             ladder = None if tab.alone else context.shelf.ladder(model)
             return list(view(ladder, named(tab, values)))
 
-        return guarded(make, len(tab.views))
+        context.compute.stop(owner(request, tab.name), replaced=True)
+        return [*guarded(make, len(tab.views)), *[""] * len(live)]
 
     gr.on(
-        [control.input for control in controls],
+        [control.input for name, control in tab.controls.items() if name not in but],
         changed,
         [context.model, *controls],
-        tab.views,
+        [*tab.views, *live],
         js=link(tab),
         trigger_mode="always_last",
         api_name=tab.name,

@@ -79,7 +79,7 @@ def build(context: Context) -> Tab:
         return [set_steps, *values, *compare.view(context.shelf, ladder, what)]
 
     tab = Tab(NAME, controls, views, restore)
-    bind(context, tab, view)
+    bind(context, tab, view, [said])
 
     async def live(request: gr.Request, model: str, *values: Any) -> AsyncIterator[list[Any]]:
         ladder = context.shelf.ladder(model)
@@ -92,6 +92,12 @@ def build(context: Context) -> Tab:
 
     inputs = [context.model, *controls.values()]
     run.click(
-        live, inputs, [said, *views[:3]], api_name="compare_live", concurrency_limit=None, show_progress="hidden"
+        live,
+        inputs,
+        [said, *views[:3]],
+        api_name="compare_live",
+        concurrency_limit=None,
+        show_progress="hidden",
+        trigger_mode="multiple",
     )
     return tab

@@ -89,15 +89,17 @@ def build(context: Context) -> Tab:
         ):
             yield frame
 
-    async def halve(request: gr.Request) -> AsyncIterator[list[Any]]:
+    async def halve(request: gr.Request, model: str, *values: Any) -> AsyncIterator[list[Any]]:
         session = sessions.get(owner(request, NAME))
-        if session is None:
-            yield [html.note("There is no teacher yet: press Train a teacher."), gr.skip(), gr.skip()]
+        why = lab.why_not(session, Spec.of(named(tab, values)))
+        if session is None or why:
+            yield [html.note(why), gr.skip(), gr.skip()]
             return
         async for frame in live(lambda show: lab.halve(session, show), request):
             yield frame
 
     how: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
-    teach.click(train, [context.model, *controls.values()], [said, picture, tables], api_name="lab_teach", **how)
-    again.click(halve, None, [said, picture, tables], api_name="lab_next", **how)
+    inputs = [context.model, *controls.values()]
+    teach.click(train, inputs, [said, picture, tables], api_name="lab_teach", **how)
+    again.click(halve, inputs, [said, picture, tables], api_name="lab_next", **how)
     return tab

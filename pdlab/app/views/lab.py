@@ -85,6 +85,24 @@ class Session:
         return (self.students[-1].steps or 0) // 2 if self.students else self.spec.first // 2
 
 
+def why_not(session: Session | None, spec: Spec) -> str:
+    """Why there is no next round for the controls as they are; empty if there is."""
+    if session is None:
+        return "There is no teacher yet: press Train a teacher."
+    changed = [name for name in ("distribution", "output", "weighting") if _differ(session.spec, spec, name)]
+    if session.spec.distribution == spec.distribution == OWN and _differ(session.spec, spec, "points"):
+        changed.append("points")
+    if not session.students and _differ(session.spec, spec, "first"):
+        changed.append("number of steps")
+    if not changed:
+        return ""
+    return f"The teacher was trained with another {' and '.join(changed)}: press Train a teacher, or go back to it."
+
+
+def _differ(one: Spec, other: Spec, name: str) -> bool:
+    return bool(getattr(one, name) != getattr(other, name))
+
+
 def parse_points(value: object) -> tuple[tuple[float, float], ...]:
     """Points written as "x y; x y", each brought into the picture; what is no point is left out."""
     found = []
