@@ -68,6 +68,12 @@ def test_the_first_view_loads_no_model_and_shows_both_rows(shelf: Shelf, ladder:
     assert f"score {ladder.report['real']['frechet']['value']:.3g}" in text
 
 
+def test_what_one_visitor_drew_changes_no_other_s_first_view(shelf: Shelf, ladder: ShownLadder) -> None:
+    before = first.view(shelf, ladder)
+    cells.draw(shelf, ladder, first.cell(ladder, "distilled", 1), lambda frame: None)
+    assert first.view(shelf, ladder) == before
+
+
 def test_the_first_view_of_a_run_says_what_is_missing(shelf: Shelf, run: ShownLadder) -> None:
     assert first.view(shelf, run).count("not drawn yet") == 6
 

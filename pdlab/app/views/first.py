@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from pdlab.app import html
 from pdlab.app.condition import TWICE, Condition
-from pdlab.app.ladders import PAGE, Shelf, ShownLadder
+from pdlab.app.ladders import PAGE, Drawn, Shelf, ShownLadder
 from pdlab.app.views import cells
 from pdlab.app.views.cells import KINDS, Cell, drawn
 
@@ -33,6 +33,11 @@ def cell(ladder: ShownLadder, kind: str, calls: int, page: int = 0) -> Cell:
     return Cell(kind, calls, page, condition=Condition(guidance=ladder.shown))
 
 
+def _at_hand(shelf: Shelf, ladder: ShownLadder, one: Cell) -> Drawn | None:
+    """What is precomputed, else what was drawn: a visitor's live pictures change no other's first view."""
+    return cells.stored(ladder, one) or drawn(shelf, ladder, one)
+
+
 def view(shelf: Shelf, ladder: ShownLadder) -> Markup:
     """The picture with its figures, from what is precomputed; no model is loaded."""
     every = [cell(ladder, kind, calls) for kind in ROWS for calls in columns(ladder)]
@@ -51,7 +56,7 @@ def _by_calls(shelf: Shelf, ladder: ShownLadder) -> Markup:
         line = []
         for calls in columns(ladder):
             one = cell(ladder, kind, calls)
-            found, figures = drawn(shelf, ladder, one), cells.figures_text(ladder, one)
+            found, figures = _at_hand(shelf, ladder, one), cells.figures_text(ladder, one)
             live = live or (found is not None and found.seconds is not None)
             alt = f"16 samples, {KINDS[kind]}, {html.steps_text(calls)}"
             line.append(
@@ -69,7 +74,7 @@ def _by_class(shelf: Shelf, ladder: ShownLadder) -> Markup:
     for calls in columns(ladder):
         for kind in ROWS:
             one = cell(ladder, kind, calls)
-            found, figures = drawn(shelf, ladder, one), cells.figures_text(ladder, one)
+            found, figures = _at_hand(shelf, ladder, one), cells.figures_text(ladder, one)
             if found:
                 sources.add(found.seconds is not None)
             what = f"{html.calls_text(calls)}, {KINDS[kind]}"
@@ -143,7 +148,7 @@ def question(shelf: Shelf, ladder: ShownLadder, guess: Guess, answer: str | None
     order = ("distilled", "ddim") if guess.distilled_left else ("ddim", "distilled")
     pictures, among = [], pair["ddim"].condition.among(ladder, pair["ddim"].first, PAGE)
     for kind, side in zip(order, ("Left", "Right"), strict=True):
-        found = drawn(shelf, ladder, pair[kind])
+        found = _at_hand(shelf, ladder, pair[kind])
         if found is None:
             return html.note("Nothing is precomputed for this ladder: draw it in the tab Compare first."), guess
         name = f"{side}, {KINDS[kind] if answer else 'one of the two'}"
