@@ -1,6 +1,5 @@
 // The page's own script: the state in the address, the slider over two pictures, and the tour.
 const pdlab = {
-    opened: location.search, // a first tab, shown at once, writes itself into the address before that is read
     stops: ['guess', 'compare-steps', 'compare-rows', 'curve-plot', 'lineage-noise', 'bench-run', 'lab-teach'],
     link(names, values) {
         const address = new URL(location.href);
@@ -9,7 +8,14 @@ const pdlab = {
             if (value === null || value === undefined || value === '') address.searchParams.delete(name);
             else address.searchParams.set(name, Array.isArray(value) ? value.join(',') : String(value));
         });
-        history.replaceState(null, '', address);
+        // A tab that a visitor chose is a place to come back to.
+        const moved = names[0] === 'tab' && address.href !== location.href;
+        history[moved ? 'pushState' : 'replaceState'](null, '', address);
+    },
+    chosen() { // the tab that is shown goes into the address: Gradio's own event also speaks of tabs that are not
+        const title = document.querySelector('#tabs button[role=tab][aria-selected=true]');
+        const tab = title && (title.dataset.tabId || title.id.replace(/-button$/, ''));
+        if (tab) pdlab.link(['tab'], [tab]);
     },
     used: () => {
         try { return JSON.parse(localStorage.getItem('pdlab.tour')) || []; } catch { return []; }
@@ -35,6 +41,10 @@ const pdlab = {
         }, 300);
     },
 };
+['click', 'keyup'].forEach(kind => document.addEventListener(kind, event => {
+    if (event.target.closest && event.target.closest('#tabs [role=tab]')) setTimeout(pdlab.chosen, 50);
+}));
+addEventListener('popstate', () => location.reload()); // the address holds all there is to show
 document.addEventListener('input', event => {
     if (event.target.matches('input.border')) {
         const pair = event.target.parentElement.querySelector('.pair');

@@ -49,7 +49,6 @@ def build(shelf: Shelf, compute: Compute | None = None) -> gr.Blocks:
                 alone = module in (lab, tour)
                 with gr.Tab(title, id=module.NAME, visible=alone or bool(names)) as item:
                     built.append(module.build(context))
-                item.select(None, js=f"() => pdlab.link(['tab'], ['{module.NAME}'])")
                 items.append(item)
         search = gr.Textbox(visible=False)
         for tab in built:
@@ -84,10 +83,10 @@ def build(shelf: Shelf, compute: Compute | None = None) -> gr.Blocks:
             lambda address: restore(address, None),
             search,
             outputs,
-            js="() => [pdlab.opened]",
+            js="() => [location.search]",
             api_name="restore",
             **QUICK,
-        )
+        ).then(None, js="() => { document.body.dataset.restored = ''; }")
         # A class or a guidance of one ladder may be none of another.
         asked = [f"{tab.name}.{key}" for tab in built for key in ("class", "guidance") if key in tab.controls]
         changed = json.dumps(["model", *asked])

@@ -102,7 +102,7 @@ def shows(page: Page, selector: str, text: str = "") -> None:
 
 def settled(page: Page) -> None:
     """Until what the address says was restored."""
-    expect(page.locator("#compare-steps input").first).to_be_attached(timeout=PATIENCE)
+    expect(page.locator("body[data-restored]")).to_have_count(1, timeout=PATIENCE)
 
 
 def test_nothing_but_its_own_files_is_served(served: Served) -> None:
@@ -210,6 +210,23 @@ def test_the_state_is_in_the_address(served: Served, visit: Callable[..., Page])
     again.get_by_role("tab", name="Compare").click()
     expect(again.locator("#compare-steps input:checked")).to_have_count(3, timeout=PATIENCE)
     expect(again.locator("#compare-rows input:checked")).to_have_count(1)
+
+
+def test_back_leads_to_the_tab_before(served: Served, visit: Callable[..., Page]) -> None:
+    page = visit(served, "?lineage.noise=3")
+    expect(page.locator("body[data-restored]")).to_have_count(1, timeout=PATIENCE)
+    page.get_by_role("tab", name="Lineage").click()
+    page.wait_for_url("**tab=lineage*", timeout=PATIENCE)
+    page.get_by_role("tab", name="Metrics").click()
+    page.wait_for_url("**tab=metrics*", timeout=PATIENCE)
+    page.go_back()
+    expect(page.locator("body[data-restored]")).to_have_count(1, timeout=PATIENCE)
+    assert "tab=lineage" in page.url
+    expect(page.get_by_role("tab", name="Lineage")).to_have_attribute("aria-selected", "true", timeout=PATIENCE)
+    expect(page.locator("#lineage-noise input[type=number]")).to_have_value("3", timeout=PATIENCE)
+    page.go_back()
+    page.wait_for_function("!location.search.includes('tab=')", timeout=PATIENCE)
+    expect(page.get_by_role("tab", name="Compare")).to_have_attribute("aria-selected", "true", timeout=PATIENCE)
 
 
 def test_live_cells_and_the_python_that_is_shown(served: Served, visit: Callable[..., Page]) -> None:
