@@ -188,10 +188,11 @@ CIFAR10_CPU = dataclasses.replace(
     data="cifar10",
     network=dataclasses.replace(_TRUNK, image_size=32, multipliers=(3, 6, 10), image_levels=2),
     logsnr_max=7.0,
-    teacher=dataclasses.replace(_GROW, updates=4_000),
+    teacher=dataclasses.replace(_GROW, updates=3_000),
+    distill=dataclasses.replace(_HALVE, updates=200),
     first_steps=16,
     guidance_max=3.0,
-    guide=dataclasses.replace(_HALVE, updates=600),
+    guide=dataclasses.replace(_HALVE, updates=500),
 )
 
 

@@ -89,11 +89,16 @@ def _captions(report: Mapping[str, Any], kind: str, guidance: float, between: st
 
 
 def page(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str:
-    """The README of a ladder's folder: what it is, how it was made, what it measures, how to make it again."""
+    """The README of a ladder's folder: what it is, how it was made, what it measures, how to make it again.
+
+    What no figure says of a ladder that ships stands in notes/NAME.md.
+    """
+    notes = Path(__file__).parent / "notes" / f"{Path(manifest['name']).name}.md"
     weights, shown = manifest["recipe"]["guidances"], manifest["guidance"]["shown"]
     return _README.render(
         manifest=manifest,
         report=report,
+        notes=notes.read_text() if notes.is_file() else "",
         data=manifest["data"],
         speed=manifest["throughput"],
         first=next(iter(next(iter(by_sampler(report, shown).values())).values())),

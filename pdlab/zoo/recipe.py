@@ -47,15 +47,15 @@ _RECIPES = {
     # Two cores: hours, not days.
     "cifar10-cpu": LadderRecipe(
         n=10_000,
-        ddim=32,
+        ddim=16,
         others=16,
         nus=(),
         briefly=True,
-        on_the_way=8,
+        on_the_way=6,
         drawn=64,
         grown_from=("cifar10-cpu-16px", "cifar10-cpu-classes"),
-        guidances=(0.0, 0.5, 1.0, 2.0),
-        shown=1.0,
+        guidances=(0.0, 1.5, 3.0),
+        shown=1.5,
         kinds=_ALL,
     ),
 }
