@@ -119,6 +119,8 @@ def build(
                 shutil.copytree(path, folder_out / path.name)
             drawn = draw(models, folder_out, seed, recipe)
             pool, images = _pool(models[0], report, recipe, folder_out, machine, seed, log)
+            # Of every stage, also of those that do not ship.
+            report["cost"] = cost_report([teacher], [load(path) for path in trained[1:]])
             report["bias"] = _bias(images, {"pixels", features}, machine)
             if progress := _progress(run / "log.jsonl", settings.teaching.batch):
                 report["progress"] = progress
@@ -363,7 +365,6 @@ def _measure(
             "held_out": _nearest_held_out(held_out, main, extract),
             "models": {_label(reading): result["nearest"] for reading, result in results if "nearest" in result},
         },
-        "cost": cost_report(loaded[:1], loaded[1:]),
         "fid": _fid(models, recipe, yardstick, machine, kept, seed, log),
         "seconds": time.monotonic() - started,
     }

@@ -96,6 +96,9 @@ def test_the_teacher_grew_and_its_cost_is_of_both_stages(guided: Ladder) -> None
     small = load(guided.run / "cifar10-cpu-classes" / "teacher")
     teacher = load(guided.run / "teacher")
     assert teacher.info["grown_from"]["sha256"] == small.sha256
+    stages = [load(guided.run / name) for name in ("guided", "student-0002", "student-0001")]
+    flops = zoo.report(guided.name)["cost"]["distillation"]["flops"]
+    assert flops == pytest.approx(sum(stage.info["cost"]["flops"] for stage in stages))
     cost = zoo.report(guided.name)["cost"]["teacher"]
     assert cost["images"] == 2 * 6 * 8
     assert cost["flops"] == small.info["cost"]["flops"] + teacher.info["cost"]["flops"]

@@ -55,10 +55,11 @@ def test_rungs_load_and_are_measured(name: str) -> None:
 @ladders
 def test_stored_samples_are_drawn_again(name: str) -> None:
     """To one grey level in 1,000 values: other machines sum in another order."""
-    z, drawn = zoo.noise(name), zoo.samples(name)
+    z, drawn, labels = zoo.noise(name)[:16], zoo.samples(name), zoo.labels(name)
+    how = {"labels": labels if labels is None else labels[:16], "guidance": zoo.manifest(name)["guidance"]["shown"]}
     for kind, steps in (("distilled", 1), ("distilled", 4), ("ddim", 8)):
         model = zoo.load(name, steps if kind == "distilled" else None)
-        again = to_uint8(sample(model, z[:16], steps)).int()
+        again = to_uint8(sample(model, z, steps, **how)).int()
         error = (again - drawn[kind, steps][:16].int()).abs()
         assert error.max() <= 2
         assert (error > 0).float().mean() < 1e-2
@@ -92,7 +93,9 @@ def test_the_wheel_holds_the_ladders(tmp_path: Path) -> None:
         "from pdlab import data, zoo\n"
         "from pdlab.diffusion.samplers import sample\n"
         "name = zoo.default()\n"
-        "images = sample(zoo.load(name, steps=4), zoo.noise(name)[:2])\n"
+        "labels = zoo.labels(name)\n"
+        "labels = labels if labels is None else labels[:2]\n"
+        "images = sample(zoo.load(name, steps=4), zoo.noise(name)[:2], labels=labels)\n"
         "print(pdlab.__file__, len(zoo.pool(name).images), tuple(images.shape), len(data.load('digits')))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
