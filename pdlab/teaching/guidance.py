@@ -106,16 +106,19 @@ def guided_ladder(name: str, most_steps: int = 8) -> GuidedLadder | None:
 def measured_shares(name: str, steps: Sequence[int]) -> dict[str, dict[float, Row]]:
     """Agreement and recall in the report of ladder `name`: `["recall, 4 steps"][w]`, for those that were measured.
 
-    Of the students of `steps` steps, and of the teacher by DDIM with the most evaluations.
+    Of the students of `steps` steps, and of the teacher with the most evaluations: by DDIM, or by DPM-Solver++ where
+    only that was measured at every weight.
     """
     report = zoo.report(name)
     weights = sorted({Row.from_dict(row).card.guidance for row in report["rows"]})
     lines: dict[str, dict[float, Row]] = {}
     kinds: tuple[Kind, ...] = ("agreement", "recall")
     for kind in kinds:
-        for w in weights:
-            rows = by_sampler(report, w, kind)
-            if undistilled := rows.get("ddim"):
+        measured = {w: by_sampler(report, w, kind) for w in weights}
+        everywhere = [s for s in ("ddim", "dpm-solver++") if all(s in rows for rows in measured.values())]
+        for w, rows in measured.items():
+            if everywhere:
+                undistilled = rows[everywhere[0]]
                 lines.setdefault(f"{kind}, teacher", {})[w] = undistilled[max(undistilled)]
             for n in steps:
                 if n in rows.get("distilled", {}):
