@@ -76,7 +76,7 @@ def teacher_readings(teacher: Path, recipe: LadderRecipe) -> list[Reading]:
         readings += [Reading(teacher, "ddim", steps, guidance=w) for steps in powers(recipe.ddim)]
         for steps in powers(recipe.others)[1:]:
             readings.append(Reading(teacher, "dpm-solver++", steps, guidance=w))
-            if steps > 2:
+            if steps > 2 and not recipe.briefly:
                 readings.append(Reading(teacher, "heun", steps // 2, guidance=w))
     return readings
 

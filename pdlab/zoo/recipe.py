@@ -15,8 +15,8 @@ class LadderRecipe:
     measured at every weight of `guidances`, and its pictures are drawn at `shown` and at 0.
 
     Undistilled samplers are read at 1, 2, 4, … steps: DDIM up to `ddim` steps, the others at up to as many
-    steps as `others`. With `briefly`, all of that at the weight `shown` alone, and at the other weights
-    DPM-Solver++ at its most steps: what students there are held against. The ancestral sampler's variance is chosen
+    steps as `others`. With `briefly`, all of that but Heun's rule, at the weight `shown` alone, and at the other
+    weights DPM-Solver++ at its most steps: what students there are held against. The ancestral sampler's variance is chosen
     among `nus` for each step count by the Fréchet distance of `nu_n` samples, and measured anew. Figures are of `n`
     samples, and of `kinds`, which begin with the two distances. `on_the_way` quick distances of the teacher are
     taken while it is trained. Undistilled DDIM is drawn at 1, 2, 4, … steps up to the preset's first_steps, or to
@@ -47,7 +47,7 @@ _RECIPES = {
     # Two cores: hours, not days.
     "cifar10-cpu": LadderRecipe(
         n=10_000,
-        ddim=16,
+        ddim=8,
         others=16,
         nus=(),
         briefly=True,

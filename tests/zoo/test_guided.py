@@ -146,7 +146,7 @@ def test_every_kind_of_figure_is_there_at_every_weight(guided: Ladder) -> None:
                 continue
             assert set(values["ddim"]) == {calls * n for n in (1, 2, 4)}
             assert set(values["dpm-solver++"]) == {calls * n for n in (2, 4)}
-            assert set(values["heun"]) == {calls * 4}
+            assert "heun" not in values  # as the recipe is brief
     assert report["real"]["agreement"]["value"] > 0.8  # the kinds are easily told apart
 
 
