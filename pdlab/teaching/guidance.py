@@ -106,8 +106,8 @@ def guided_ladder(name: str, most_steps: int = 8) -> GuidedLadder | None:
 def measured_shares(name: str, steps: Sequence[int]) -> dict[str, dict[float, Row]]:
     """Agreement and recall in the report of ladder `name`: `["recall, 4 steps"][w]`, for those that were measured.
 
-    Of the students of `steps` steps, and of the teacher with the most evaluations: by DDIM, or by DPM-Solver++ where
-    only that was measured at every weight.
+    Of the students of `steps` steps, and of the teacher with the most evaluations: by DDIM, or by DPM-Solver++
+    where only that was measured at every weight.
     """
     report = zoo.report(name)
     weights = sorted({Row.from_dict(row).card.guidance for row in report["rows"]})

@@ -16,11 +16,11 @@ class LadderRecipe:
 
     Undistilled samplers are read at 1, 2, 4, … steps: DDIM up to `ddim` steps, the others at up to as many
     steps as `others`. With `briefly`, all of that but Heun's rule, at the weight `shown` alone, and at the other
-    weights DPM-Solver++ at its most steps: what students there are held against. The ancestral sampler's variance is chosen
-    among `nus` for each step count by the Fréchet distance of `nu_n` samples, and measured anew. Figures are of `n`
-    samples, and of `kinds`, which begin with the two distances. `on_the_way` quick distances of the teacher are
-    taken while it is trained. Undistilled DDIM is drawn at 1, 2, 4, … steps up to the preset's first_steps, or to
-    `drawn`.
+    weights DPM-Solver++ at its most steps: what students there are held against. The ancestral sampler's variance
+    is chosen among `nus` for each step count by the Fréchet distance of `nu_n` samples, and measured anew. Figures
+    are of `n` samples, and of `kinds`, which begin with the two distances. `on_the_way` quick distances of the
+    teacher are taken while it is trained. Undistilled DDIM is drawn at 1, 2, 4, … steps up to the preset's
+    first_steps, or to `drawn`.
     """
 
     n: int = 50_000
