@@ -105,8 +105,6 @@ class Ladder:
         weighting: of the student's loss.
         hops: how many of the teacher's steps one of the student's replaces; the paper's 2.
         objective: what a round minimises: called at its beginning with (teacher, steps, weighting, hops).
-
-    Raises PdlabError for an eps network.
     """
 
     def __init__(
@@ -119,7 +117,6 @@ class Ladder:
         hops: int = 2,
         objective: Callable[[Denoiser, int, str, int], RoundObjective] = RoundObjective,
     ) -> None:
-        check_halvable(teacher)
         self.machine, self.weighting, self.hops, self.objective = machine, weighting, hops, objective
         self.source = source.to(machine.device)
         self.teacher = machine.place(copy.deepcopy(teacher)).eval().requires_grad_(False)

@@ -129,9 +129,9 @@ def cost_line(teacher: Checkpoint, students: list[Checkpoint]) -> str:
 
 
 def total_cost(checkpoints: list[Checkpoint]) -> Cost:
-    """What `checkpoints` cost, the smaller networks that they grew from included."""
+    """What `checkpoints` cost, the smaller networks that teachers grew from included."""
     infos = [c.info for c in checkpoints]
     parts = [info["cost"] for info in infos if "cost" in info] + [
-        info["grown_from"]["cost"] for info in infos if "grown_from" in info
+        info["grown_from"]["cost"] for info in infos if "grown_from" in info and info["model"] == "teacher"
     ]
     return sum((Cost(**part) for part in parts), Cost(0, 0, 0, 0.0, 0.0))

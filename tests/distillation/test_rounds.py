@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from pdlab.data import load as load_data
 from pdlab.data.source import Source
 from pdlab.diffusion.denoiser import Denoiser
 from pdlab.diffusion.mixture import GaussianMixture
@@ -179,5 +178,3 @@ def test_eps_networks_are_not_halved() -> None:
     teacher = Denoiser(MLP(MLPConfig((2,), width=16, blocks=1)), "eps", bounded=False)
     with pytest.raises(PdlabError, match="output x, v or both"):
         check_halvable(teacher)
-    with pytest.raises(PdlabError, match="eps network is not halved"):
-        Ladder(teacher, load_data("moons"), Machine("cpu", "fp32"))
