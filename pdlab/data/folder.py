@@ -17,7 +17,7 @@ from pdlab import console, memory
 from pdlab.data.cache import CACHE_REMEDY, cache_dir
 from pdlab.data.source import ImageSource
 from pdlab.errors import PdlabError
-from pdlab.files import alone, atomic_file, open_regular
+from pdlab.files import alone, atomic_file, discard, open_regular
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # whatever the suffix says, never a program's
@@ -101,6 +101,7 @@ def _cached(root: Path, files: Sequence[Path], size: int, resize: str) -> np.nda
     )
     if (images := _kept(path, shape)) is not None:
         return images
+    discard(path)  # whatever stands there
     images, digest = np.empty(shape, np.uint8), hashlib.sha256()
     busy = f"another pdlab prepares the images of {root}: wait for it, then run again"
     # The lock goes before the file takes its name: a kill between leaves what the next call sweeps up.

@@ -209,8 +209,9 @@ def test_what_makes_sense_is_accepted(name: str, home: Path) -> None:
 
 def test_every_command_is_asked() -> None:
     groups: Any = COMMAND
-    inner = {f"zoo {name}" for name in groups.commands["zoo"].commands}
-    assert {*groups.commands, *inner} == set(COMMANDS)
+    inner = {f"{group} {name}" for group in ("zoo", "export") for name in groups.commands[group].commands}
+    inner.remove("export onnx")  # takes what export torch does, and much longer
+    assert {*groups.commands, *inner} - {"export"} == set(COMMANDS)
     assert {option for name in COMMANDS for option in parameters(name) if option.type_descriptor is None} == set()
 
 
