@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from pdlab.api import adopt, distill, evaluate, load, sample, save, train
+    from pdlab.adapters.discrete import from_discrete
+    from pdlab.adapters.edm import from_edm
+    from pdlab.adapters.flow import from_flow
+    from pdlab.adapters.pipelines import from_diffusers
+    from pdlab.api import distill, evaluate, load, sample, save, train
     from pdlab.data import register_dataset
     from pdlab.diffusion.denoiser import Denoiser
     from pdlab.diffusion.samplers import register_sampler
     from pdlab.errors import PdlabError
-    from pdlab.networks.adapters import from_discrete, from_edm, from_flow
-    from pdlab.networks.pipelines import from_diffusers
     from pdlab.networks.registry import register_network
     from pdlab.training.presets import register_preset
 
@@ -20,13 +22,12 @@ if TYPE_CHECKING:
 _NAMES = {
     "Denoiser": "pdlab.diffusion.denoiser",
     "PdlabError": "pdlab.errors",
-    "adopt": "pdlab.api",
     "distill": "pdlab.api",
     "evaluate": "pdlab.api",
-    "from_diffusers": "pdlab.networks.pipelines",
-    "from_discrete": "pdlab.networks.adapters",
-    "from_edm": "pdlab.networks.adapters",
-    "from_flow": "pdlab.networks.adapters",
+    "from_diffusers": "pdlab.adapters.pipelines",
+    "from_discrete": "pdlab.adapters.discrete",
+    "from_edm": "pdlab.adapters.edm",
+    "from_flow": "pdlab.adapters.flow",
     "load": "pdlab.api",
     "register_dataset": "pdlab.data",
     "register_network": "pdlab.networks.registry",
@@ -41,7 +42,6 @@ __all__ = [
     "Denoiser",
     "PdlabError",
     "__version__",
-    "adopt",
     "distill",
     "evaluate",
     "from_diffusers",

@@ -154,11 +154,10 @@ def distill(
     if isinstance(teacher, Checkpoint) and known:
         candidate = teacher
     else:
-        candidate = Checkpoint(shaped, _foreign(source, preset, machine, seed))
+        candidate = _candidate(shaped, source, preset, machine, seed)
     rungs = check_rounds(candidate, source, preset, first, last, hops)
     with Run(run) as folder, Log(folder.path, quiet=quiet) as log:
-        if not known:
-            candidate = _kept(candidate, folder)
+        candidate = kept(candidate, folder)
         distill_into(
             candidate,
             source,
@@ -175,27 +174,6 @@ def distill(
         )
         paths = {steps: folder.path / rung_name(steps) for steps in rungs}
     return {steps: files.load(path, twin(shaped)) for steps, path in paths.items()}
-
-
-def adopt(
-    denoiser: Denoiser,
-    data: Source | Tensor,
-    run: Path | str,
-    *,
-    first_steps: int = 64,
-    labels: Tensor | None = None,
-    classes: Sequence[str] | None = None,
-    precision: str = "auto",
-) -> Checkpoint:
-    """Keep `denoiser`, trained elsewhere on `data`, as the checkpoint `run`/teacher: the command line can take it.
-
-    Raises PdlabError for data that do not fit, or where `run` holds another teacher.
-    """
-    source = _fitting(denoiser, data, labels, classes)
-    preset = _preset(denoiser, source, "truncated", None, None, first_steps, precision)
-    candidate = Checkpoint(_shaped(denoiser, source), _foreign(source, preset, Machine("cpu"), 0))
-    with Run(run) as folder:
-        return _kept(candidate, folder)
 
 
 def save(path: Path | str, model: Model) -> str:
@@ -363,9 +341,19 @@ def _preset(
     )
 
 
-def _foreign(source: Source, preset: Preset, machine: Machine, seed: int) -> dict[str, Any]:
-    """What is known of a teacher from elsewhere."""
-    return {
+def foreign(denoiser: Denoiser, source: Source, first_steps: int = 64) -> Checkpoint:
+    """`denoiser`, trained elsewhere on `source`, as a checkpoint that is not kept anywhere yet.
+
+    Raises PdlabError for data that do not fit.
+    """
+    source = _fitting(denoiser, source, None, None)
+    preset = _preset(denoiser, source, "truncated", None, None, first_steps, "auto")
+    return _candidate(_shaped(denoiser, source), source, preset, Machine("auto"), 0)
+
+
+def _candidate(denoiser: Denoiser, source: Source, preset: Preset, machine: Machine, seed: int) -> Checkpoint:
+    """With what is known of a teacher from elsewhere."""
+    info: dict[str, Any] = {
         "model": TEACHER,
         "preset": to_dict(preset),
         "data": describe(source),
@@ -374,10 +362,13 @@ def _foreign(source: Source, preset: Preset, machine: Machine, seed: int) -> dic
         "teacher": None,
         "device": machine.describe(),
     }
+    return Checkpoint(denoiser, info)
 
 
-def _kept(teacher: Checkpoint, run: Run) -> Checkpoint:
-    """`teacher`, as RUN/teacher; PdlabError where another stands there."""
+def kept(teacher: Checkpoint, run: Run) -> Checkpoint:
+    """`teacher`, as RUN/teacher unless it lies somewhere already; PdlabError where another stands there."""
+    if teacher.path is not None:
+        return teacher
     run.check_free(TEACHER)
     path, network = run.path / TEACHER, twin(teacher.denoiser)
     if run.checkpoint(TEACHER) is None:

@@ -306,6 +306,7 @@ def distill(
     plugin: PluginOption = None,
 ) -> None:
     """Distil CHECKPOINT, halving by halving, into RUN/student-NNNN; diffusers:FOLDER is a pipeline of diffusers."""
+    from pdlab.api import kept
     from pdlab.distillation.rounds import check_rounds
     from pdlab.distillation.rounds import distill as work
     from pdlab.training.checkpoint import load
@@ -316,7 +317,7 @@ def distill(
     from pdlab.training.run import Run
     from pdlab.zoo import find
 
-    teacher = _adopted(checkpoint, run, data, dataset, download) or find(checkpoint)
+    teacher = _foreign(checkpoint, data, dataset, download) or find(checkpoint)
     settings = teacher.preset
     micro = {f"{stage}.micro_batch": micro_batch for stage in ("distill", "guide")}
     given = _changes(set_, {"distill.updates": updates, "distill.batch": batch, "distill.lr": lr, **micro})
@@ -332,6 +333,7 @@ def distill(
     check_rounds(teacher, source, settings, first, last, hops)
     with Run(run) as folder, Log(folder.path) as log:
         log.say(f"{checkpoint}: {first} steps to {last}, {machine.describe()}")
+        teacher = kept(teacher, folder)
         paths = work(
             teacher,
             source,
@@ -539,7 +541,7 @@ def export_onnx(
     checkpoint: CheckpointArgument, out: GraphFile, steps: GraphSteps = None, plugin: PluginOption = None
 ) -> None:
     """Write the sampler as ONNX: noise (label, guidance) in, image out; checked in onnxruntime against ours."""
-    from pdlab.export import export_onnx as work
+    from pdlab.adapters.graph import export_onnx as work
 
     _export(work, checkpoint, out, steps)
 
@@ -549,7 +551,7 @@ def export_torch(
     checkpoint: CheckpointArgument, out: GraphFile, steps: GraphSteps = None, plugin: PluginOption = None
 ) -> None:
     """Write the same as a .pt2 of torch.export, for torch.export.load and AOTInductor."""
-    from pdlab.export import export_torch as work
+    from pdlab.adapters.graph import export_torch as work
 
     _export(work, checkpoint, out, steps)
 
@@ -558,8 +560,8 @@ def _export(work: Any, checkpoint: str, out: Path, steps: int | None) -> None:
     from pdlab.zoo import find
 
     model = find(checkpoint)
-    apart = work(model, out, steps)
     count = model.step_count(steps)
+    apart = work(model.denoiser, out, count)
     console.say(
         f"Wrote {out}, {out.stat().st_size / 2**20:.1f} MiB: {count} step{'s' if count > 1 else ''} in one graph, "
         f"its images within {apart:.1g} of ours."
@@ -736,17 +738,17 @@ def _counts(text: str) -> list[int]:
     return counts
 
 
-def _adopted(name: str, run: Path, root: Path | None, dataset: str | None, download: bool) -> Any:
-    """The teacher that diffusers:FOLDER names, kept as RUN/teacher; None for another name."""
-    from pdlab.api import adopt
+def _foreign(name: str, root: Path | None, dataset: str | None, download: bool) -> Any:
+    """The teacher that diffusers:FOLDER names, not kept anywhere yet; None for another name."""
+    from pdlab.adapters.pipelines import PREFIX, from_diffusers
+    from pdlab.api import foreign
     from pdlab.data import load as load_data
-    from pdlab.networks.pipelines import PREFIX, from_diffusers
 
     if not name.startswith(PREFIX):
         return None
     denoiser = from_diffusers(name.removeprefix(PREFIX))
     assert denoiser.shape is not None
-    return adopt(denoiser, load_data(dataset or "folder", "train", root, denoiser.shape[-1], download), run)
+    return foreign(denoiser, load_data(dataset or "folder", "train", root, denoiser.shape[-1], download))
 
 
 def _data_of(model: Any, root: Path | None, dataset: str | None, download: bool) -> Any:

@@ -195,9 +195,8 @@ class RunLadder(ShownLadder):
                 raise PdlabError(f"{folder} cannot be read as a checkpoint: {reason(error)}") from error
             network, info = header["network"], header["info"]
             registry.check_buildable(registry.from_json(network, f"{folder}: network"))
-            if (
-                header["bounded"] and info and info["model"] != CONVERTED
-            ):  # images; what was converted draws the same
+            # Of images; what was converted draws as the teacher does.
+            if header["bounded"] and info and info["model"] != CONVERTED:
                 which = GUIDED if info["model"] == GUIDED else header["steps"]
                 self._paths[which], self._takes[which] = folder, float(network.get("guidance_max", 0.0))
                 self._info = info

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from pdlab.diffusion.denoiser import Denoiser
-from pdlab.diffusion.prediction import from_x
-from pdlab.diffusion.schedule import diffuse, per_example
-from pdlab.diffusion.weighting import WEIGHTINGS
-from pdlab.training.objective import TIMES, Drawn, Objective, needed
+from pdlab.diffusion.prediction import Prediction, clip_x
+from pdlab.diffusion.schedule import per_example
+from pdlab.training.objective import DiffusionObjective, Drawn, needed
 
 #: Name of the stage and of its checkpoint.
 CONVERTED = "converted"
@@ -23,7 +22,7 @@ CONVERTED = "converted"
 LABEL_DROP = 0.1
 
 
-class ConversionObjective(Objective):
+class ConversionObjective(DiffusionObjective):
     """The student's prediction at z_t, t ~ U(0, 1], against the `teacher`'s x̂; forward passes of that: 1.
 
     Of bounded data the x̂ are clipped to [−1, 1], as they are when the teacher is sampled: near alpha = 0 they leave
@@ -33,30 +32,18 @@ class ConversionObjective(Objective):
     teacher_forwards = 1
 
     def __init__(self, teacher: Denoiser, weighting: str, times: str = "stratified") -> None:
-        self.teacher, self.weighting, self.times = teacher, WEIGHTINGS[weighting], TIMES[times]
+        super().__init__(weighting, LABEL_DROP if teacher.null_class else 0.0, times)
+        self.teacher = teacher
 
-    def draw(self, denoiser: Denoiser, x: Tensor, labels: Tensor | None, generator: torch.Generator) -> Drawn:
-        """See Objective."""
-        t = self.times(len(x), generator, x.device)
-        eps = torch.randn(x.shape, generator=generator, device=x.device)
-        if labels is not None and denoiser.null_class:
-            dropped = torch.rand(len(x), generator=generator, device=x.device) < LABEL_DROP
-            labels = torch.where(dropped, denoiser.num_classes, labels)
-        return {"x": x, "labels": labels, "t": t, "eps": eps}
-
-    def loss(self, denoiser: Denoiser, drawn: Drawn) -> Tensor:
-        """See Objective."""
-        (x, t, eps), labels = needed(drawn, "x", "t", "eps"), drawn["labels"]
-        z = diffuse(denoiser.schedule, x, t, eps)
-        with torch.no_grad():
-            target = self.teacher(z, t, labels)
-            if denoiser.bounded:
-                alpha, sigma = (
-                    per_example(denoiser.schedule.alpha(t), z),
-                    per_example(denoiser.schedule.sigma(t), z),
-                )
-                target = from_x(z, alpha, sigma, target.x.clamp(-1, 1))
-        return self.weighting.loss(target, denoiser(z, t, labels))
+    @torch.no_grad()
+    def target(self, denoiser: Denoiser, z: Tensor, drawn: Drawn) -> Prediction:
+        """See DiffusionObjective."""
+        (t,) = needed(drawn, "t")
+        found = self.teacher(z, t, drawn["labels"])
+        if not denoiser.bounded:
+            return found
+        alpha, sigma = (per_example(of(t), z) for of in (denoiser.schedule.alpha, denoiser.schedule.sigma))
+        return clip_x(z, alpha, sigma, found)
 
 
 def converted_student(teacher: Denoiser) -> Denoiser:

@@ -12,18 +12,17 @@ import torch
 from torch import Tensor
 
 from pdlab.diffusion.denoiser import Denoiser
-from pdlab.diffusion.schedule import diffuse
-from pdlab.diffusion.weighting import WEIGHTINGS
+from pdlab.diffusion.prediction import Prediction
 from pdlab.errors import PdlabError
 from pdlab.networks.registry import CONDITION, Own, build, config_of
 from pdlab.seeds import seed_for
-from pdlab.training.objective import TIMES, Drawn, Objective, needed
+from pdlab.training.objective import DiffusionObjective, Drawn, needed
 
 #: Name of stage one's checkpoint and stage.
 GUIDED = "guided"
 
 
-class GuidedObjective(Objective):
+class GuidedObjective(DiffusionObjective):
     """Stage one's: the student's prediction at (z_t, class, w) against the `teacher`'s guided by w.
 
     t ~ U(0, 1], drawn as `times` says, w ~ U[0, guidance_max] for each example, at the weighting the teacher was
@@ -33,22 +32,19 @@ class GuidedObjective(Objective):
     teacher_forwards = 2  # one call of twice the batch
 
     def __init__(self, teacher: Denoiser, weighting: str, times: str = "stratified") -> None:
-        self.teacher, self.weighting, self.times = teacher, WEIGHTINGS[weighting], TIMES[times]
+        super().__init__(weighting, times=times)
+        self.teacher = teacher
 
     def draw(self, denoiser: Denoiser, x: Tensor, labels: Tensor | None, generator: torch.Generator) -> Drawn:
         """See Objective."""
-        t = self.times(len(x), generator, x.device)
-        eps = torch.randn(x.shape, generator=generator, device=x.device)
-        w = draw_guidance(denoiser, len(x), generator, x.device)
-        return {"x": x, "labels": labels, "t": t, "eps": eps, "w": w}
+        drawn = super().draw(denoiser, x, labels, generator)
+        return drawn | {"w": draw_guidance(denoiser, len(x), generator, x.device)}
 
-    def loss(self, denoiser: Denoiser, drawn: Drawn) -> Tensor:
-        """See Objective."""
-        (x, t, eps), labels, w = needed(drawn, "x", "t", "eps"), drawn["labels"], drawn["w"]
-        z = diffuse(denoiser.schedule, x, t, eps)
-        with torch.no_grad():
-            target = self.teacher(z, t, labels, w)
-        return self.weighting.loss(target, denoiser(z, t, labels, w))
+    @torch.no_grad()
+    def target(self, denoiser: Denoiser, z: Tensor, drawn: Drawn) -> Prediction:
+        """See DiffusionObjective."""
+        (t,) = needed(drawn, "t")
+        return self.teacher(z, t, drawn["labels"], drawn["w"])
 
 
 def draw_guidance(denoiser: Denoiser, n: int, generator: torch.Generator, device: torch.device) -> Tensor | None:

@@ -110,7 +110,7 @@ def _copied(file: Path, kept: IO[bytes], stage: str, update: int) -> bool:
     for line in _lines(file):
         sound = sound and not half  # a kill leaves half a line, but nothing after it
         try:
-            entry = schema.conform(schema.parse(line, "a line"), dict[str, float | int | str], "a line")
+            entry = _entry(line)
             if entry["stage"] != stage or int(entry["update"]) <= update:
                 kept.write(line.rstrip() + b"\n")
         except (PdlabError, KeyError, ValueError):
@@ -124,7 +124,7 @@ def figures(file: Path, stage: str) -> dict[str, dict[int, float]]:
     found: dict[str, dict[int, float]] = {}
     for line in _lines(file):
         try:
-            entry = schema.conform(schema.parse(line, "a line"), dict[str, float | int | str], "a line")
+            entry = _entry(line)
             if entry["stage"] == stage:
                 for name, value in entry.items():
                     if name != "update" and not isinstance(value, str):
@@ -132,6 +132,13 @@ def figures(file: Path, stage: str) -> dict[str, dict[int, float]]:
         except (PdlabError, KeyError, ValueError):
             continue
     return found
+
+
+def _entry(line: bytes) -> dict[str, float | int | str]:
+    entry: dict[str, float | int | str] = schema.conform(
+        schema.parse(line, "a line"), dict[str, float | int | str], "a line"
+    )
+    return entry
 
 
 def _lines(file: Path) -> Iterator[bytes]:

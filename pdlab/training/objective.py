@@ -79,12 +79,17 @@ class DiffusionObjective(Objective):
             labels = torch.where(dropped, denoiser.num_classes, labels)
         return {"x": x, "labels": labels, "t": t, "eps": eps}
 
+    def target(self, denoiser: Denoiser, z: Tensor, drawn: Drawn) -> Prediction:
+        """What is to be predicted at `z` `[B, …]`: the data; a teacher's prediction, where there is one."""
+        x, t, eps = needed(drawn, "x", "t", "eps")
+        alpha, sigma = per_example(denoiser.schedule.alpha(t), x), per_example(denoiser.schedule.sigma(t), x)
+        return Prediction(x, eps, alpha * eps - sigma * x)
+
     def loss(self, denoiser: Denoiser, drawn: Drawn) -> Tensor:
         """See Objective."""
         x, t, eps = needed(drawn, "x", "t", "eps")
-        alpha, sigma = per_example(denoiser.schedule.alpha(t), x), per_example(denoiser.schedule.sigma(t), x)
-        target = Prediction(x, eps, alpha * eps - sigma * x)
-        return self.weighting.loss(target, denoiser(diffuse(denoiser.schedule, x, t, eps), t, drawn["labels"]))
+        z = diffuse(denoiser.schedule, x, t, eps)
+        return self.weighting.loss(self.target(denoiser, z, drawn), denoiser(z, t, drawn["labels"], drawn.get("w")))
 
 
 def needed(drawn: Drawn, *names: str) -> list[Tensor]:

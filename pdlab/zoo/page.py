@@ -71,11 +71,10 @@ def picture(
 
 def progress_chart(progress: Mapping[str, Any]) -> Figure:
     """The quick distance of the teacher's moving average against the images it had seen at the full side."""
-    points = dict(progress["points"])
-    name, _, how = progress["figure"].partition("_")
-    return curves(
-        {name: points}, "images seen", f"{name} (lower is better)", ylog=False, title=how.replace("_", ", ")
-    )
+    name, n, steps = progress["figure"].rsplit("_", 2)
+    title = f"{n.removeprefix('n')} samples in {steps.removeprefix('steps')} steps"
+    points = {seen / 1000: value for seen, value in progress["points"]}
+    return curves({name: points}, "thousands of images seen", f"{name} (lower is better)", ylog=False, title=title)
 
 
 def _captions(report: Mapping[str, Any], kind: str, guidance: float, between: str) -> dict[int, str]:

@@ -1,6 +1,7 @@
 """An update that goes through its batch in parts has the gradients of the whole."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,29 +14,19 @@ from pdlab.distillation.guided import GuidedObjective
 from pdlab.distillation.rounds import RoundObjective
 from pdlab.errors import PdlabError
 from pdlab.networks.registry import build, conditioning
-from pdlab.networks.unet import UNetConfig
 from pdlab.training import cost
 from pdlab.training.loop import fit
 from pdlab.training.machine import Machine
 from pdlab.training.objective import DiffusionObjective, Objective
 from pdlab.training.presets import Optimization
+from tests.networks.test_unet import TINY
 
-CONFIG = UNetConfig(
-    image_size=8,
-    channels=8,
-    multipliers=(1, 2),
-    blocks=1,
-    attention=(4,),
-    heads=2,
-    embedding_channels=16,
-    num_classes=3,
-    null_class=True,
-)
+CONFIG = replace(TINY, num_classes=3, null_class=True)
 
 
 def model(output: str = "v", guidance_max: float = 0.0) -> Denoiser:
     torch.manual_seed(0)
-    config = CONFIG if not guidance_max else UNetConfig(**{**vars(CONFIG), "guidance_max": guidance_max})
+    config = replace(CONFIG, guidance_max=guidance_max)
     network = build(config, output)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.2)

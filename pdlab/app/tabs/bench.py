@@ -8,6 +8,7 @@ import gradio as gr
 from pdlab.app import html
 from pdlab.app.ladders import ShownLadder
 from pdlab.app.tabs.binding import (
+    LIVE,
     QUICK,
     Context,
     Number,
@@ -106,13 +107,5 @@ def build(context: Context) -> Tab:
         async for frame in work:
             yield frame
 
-    run.click(
-        live,
-        inputs,
-        drawn,
-        api_name="bench_live",
-        concurrency_limit=None,
-        show_progress="hidden",
-        trigger_mode="multiple",  # a press while it runs begins anew
-    )
+    run.click(live, inputs, drawn, api_name="bench_live", **LIVE)
     return tab

@@ -77,6 +77,8 @@ def bind(
     )
 
 
+#: Work through the queue: its own bound and its own words stand for Gradio's; a press while it runs begins anew.
+LIVE: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "trigger_mode": "multiple"}
 #: A precomputed view: no progress overlay, and not through Gradio's queue, whose polling would double its time.
 QUICK: dict[str, Any] = {"show_progress": "hidden", "queue": False}
 

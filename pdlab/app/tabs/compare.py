@@ -7,6 +7,7 @@ import gradio as gr
 
 from pdlab.app.ladders import ShownLadder
 from pdlab.app.tabs.binding import (
+    LIVE,
     Context,
     Slider,
     Tab,
@@ -91,13 +92,5 @@ def build(context: Context) -> Tab:
             yield frame
 
     inputs = [context.model, *controls.values()]
-    run.click(
-        live,
-        inputs,
-        [said, *views[:3]],
-        api_name="compare_live",
-        concurrency_limit=None,
-        show_progress="hidden",
-        trigger_mode="multiple",
-    )
+    run.click(live, inputs, [said, *views[:3]], api_name="compare_live", **LIVE)
     return tab

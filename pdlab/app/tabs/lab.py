@@ -7,7 +7,19 @@ import gradio as gr
 
 from pdlab.app import html
 from pdlab.app.ladders import Recent
-from pdlab.app.tabs.binding import QUICK, Context, Tab, bind, code_box, named, owner, status, stop_button, stream
+from pdlab.app.tabs.binding import (
+    LIVE,
+    QUICK,
+    Context,
+    Tab,
+    bind,
+    code_box,
+    named,
+    owner,
+    status,
+    stop_button,
+    stream,
+)
 from pdlab.app.views import lab
 from pdlab.app.views.lab import DISTRIBUTIONS, FIRST, OUTPUTS, OWN, REACH, Session, Spec
 from pdlab.diffusion.weighting import WEIGHTINGS
@@ -98,8 +110,7 @@ def build(context: Context) -> Tab:
         async for frame in live(lambda show: lab.halve(session, show), request):
             yield frame
 
-    how: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
     inputs = [context.model, *controls.values()]
-    teach.click(train, inputs, [said, picture, tables], api_name="lab_teach", **how)
-    again.click(halve, inputs, [said, picture, tables], api_name="lab_next", **how)
+    teach.click(train, inputs, [said, picture, tables], api_name="lab_teach", **LIVE)
+    again.click(halve, inputs, [said, picture, tables], api_name="lab_next", **LIVE)
     return tab

@@ -7,6 +7,7 @@ import gradio as gr
 
 from pdlab.app.ladders import NOISES, ShownLadder
 from pdlab.app.tabs.binding import (
+    LIVE,
     Context,
     Slider,
     Tab,
@@ -71,7 +72,6 @@ def build(context: Context) -> Tab:
             yield frame
 
     inputs = [context.model, *tab.controls.values()]
-    how: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
-    draw.click(live, inputs, [said, images, bars], api_name="lineage_live", **how)
-    run.click(find, inputs, [said, nearest], api_name="nearest", **how)
+    draw.click(live, inputs, [said, images, bars], api_name="lineage_live", **LIVE)
+    run.click(find, inputs, [said, nearest], api_name="nearest", **LIVE)
     return tab

@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from pdlab.app.ladders import ShownLadder
-from pdlab.app.tabs.binding import Context, Tab, bind, code_box, named, owner, status, stop_button, stream
+from pdlab.app.tabs.binding import LIVE, Context, Tab, bind, code_box, named, owner, status, stop_button, stream
 from pdlab.app.views import metrics
 from pdlab.app.views.metrics import EXTRACTORS, SIZES, FeatureChoice
 
@@ -49,5 +49,5 @@ def build(context: Context) -> Tab:
             yield frame
 
     inputs = [context.model, *controls.values()]
-    run.click(live, inputs, [said, charts], api_name="metrics_live", concurrency_limit=None, show_progress="hidden")
+    run.click(live, inputs, [said, charts], api_name="metrics_live", **LIVE)
     return tab

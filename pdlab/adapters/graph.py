@@ -7,6 +7,7 @@ distilled for guidance (or has a null class, which takes two evaluations a step)
 """
 
 import contextlib
+import copy
 import importlib
 import io
 import logging
@@ -22,11 +23,10 @@ from pdlab.diffusion.denoiser import Denoiser
 from pdlab.diffusion.samplers import ddim
 from pdlab.errors import PdlabError
 from pdlab.files import check_place, write
-from pdlab.training.checkpoint import Checkpoint
 
 #: Widest differences from PyTorch's eager float32, in units of [−1, 1], before a file is written.
 TOLERANCE = 1e-4
-#: The ONNX operator set: it has GroupNormalization, and every current runtime reads it.
+#: The ONNX operator set; from 18 on there is GroupNormalization.
 OPSET = 20
 #: Examples that a graph is traced and checked with; neither 0 nor 1, which tracing makes constants.
 EXAMPLES = 3
@@ -64,14 +64,14 @@ class GraphSampler(nn.Module):
         return tuple(made[name] for name in self.inputs)
 
 
-def export_onnx(model: Checkpoint, out: Path, steps: int | None = None) -> float:
-    """Write the sampler of `model` as the ONNX file `out`; returns the widest difference from ours that was seen.
+def export_onnx(denoiser: Denoiser, out: Path, steps: int) -> float:
+    """Write the sampler of `denoiser` as the ONNX file `out`; returns the widest difference from ours that it saw.
 
-    `steps` defaults to a student's own. It is run in onnxruntime before it is written. Raises PdlabError where onnx
-    is not installed, for an eps network, and where the graph's images differ by more than `TOLERANCE`.
+    It is run in onnxruntime before it is written. Raises PdlabError where onnx is not installed, for an eps network
+    or one whose `shape` is not known, and where the graph's images differ by more than `TOLERANCE`.
     """
     runtime = _runtime()
-    sampler, traced, check = _prepared(model, out, steps)
+    sampler, traced, check = _prepared(denoiser, out, steps)
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             sampler,
@@ -92,9 +92,9 @@ def export_onnx(model: Checkpoint, out: Path, steps: int | None = None) -> float
     return apart
 
 
-def export_torch(model: Checkpoint, out: Path, steps: int | None = None) -> float:
+def export_torch(denoiser: Denoiser, out: Path, steps: int) -> float:
     """Write the same as a `.pt2` of torch.export, for `torch.export.load` and AOTInductor; see `export_onnx`."""
-    sampler, traced, check = _prepared(model, out, steps)
+    sampler, traced, check = _prepared(denoiser, out, steps)
     with _quiet(), torch.no_grad():
         program = torch.export.export(sampler, traced, dynamic_shapes=_free(sampler))
         content = io.BytesIO()
@@ -106,11 +106,13 @@ def export_torch(model: Checkpoint, out: Path, steps: int | None = None) -> floa
 
 
 def _prepared(
-    model: Checkpoint, out: Path, steps: int | None
+    denoiser: Denoiser, out: Path, steps: int
 ) -> tuple[GraphSampler, tuple[Tensor, ...], tuple[Tensor, ...]]:
     check_place(out, "choose another FILE")
-    sampler = GraphSampler(model.denoiser.cpu().float(), model.step_count(steps)).eval().requires_grad_(False)
-    traced, check = (sampler.examples(model.shape, seed) for seed in (0, 1))
+    if denoiser.shape is None:
+        raise PdlabError("the shape of an example is not known: give Denoiser(…, shape=(3, 32, 32))")
+    sampler = GraphSampler(copy.deepcopy(denoiser).cpu().float(), steps).eval().requires_grad_(False)
+    traced, check = (sampler.examples(denoiser.shape, seed) for seed in (0, 1))
     return sampler, traced, tuple(torch.cat([part, part[:2]]) for part in check)  # another B than was traced
 
 

@@ -244,6 +244,10 @@ def test_a_pipeline_goes_down_to_one_step_by_the_command_line(pipeline: Path, tm
     drawn = pdlab("sample", run / "student-0002", "--class", "1", "--n", 4, "--out", tmp_path / "grid.png")
     assert drawn.code == 0, drawn.err
     assert (tmp_path / "grid.png").exists()
+    nothing = tmp_path / "nothing"
+    bad = pdlab("distill", f"diffusers:{pipeline}", "--run", nothing, "--from", 6, "--data", photos)
+    assert bad.code == 2
+    assert not nothing.exists()
     other = pdlab("distill", f"diffusers:{tmp_path}", "--run", run, "--from", 4, "--data", photos)
     assert other.code == 2
     assert "has no unet/config.json" in other.err

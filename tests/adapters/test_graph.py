@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pdlab import export
+from pdlab.adapters import graph
 from pdlab.diffusion.denoiser import Denoiser
 from pdlab.diffusion.samplers import sample
 from pdlab.diffusion.schedule import CosineSchedule
@@ -87,15 +87,14 @@ def test_torch_export_draws_what_the_student_draws(student: Path, tmp_path: Path
         assert (program(*given) - drawn(student, *given)).abs().max() < 1e-5
 
 
-def test_an_unconditional_teacher_takes_noise_alone(tmp_path: Path) -> None:
+def test_an_unconditional_teacher_takes_noise_alone(tmp_path: Path, pdlab) -> None:
     torch.manual_seed(0)
     denoiser = Denoiser(MLP(MLPConfig(shape=(1, 4, 4), width=8, blocks=1)), "v", shape=(1, 4, 4))
     save(tmp_path / "teacher", denoiser)
-    model, out = load(tmp_path / "teacher"), tmp_path / "a.pt2"
-    with pytest.raises(PdlabError, match="no step count of its own"):
-        export.export_torch(model, out)
+    out = tmp_path / "a.pt2"
+    refused(pdlab("export", "torch", tmp_path / "teacher", out), "no step count of its own")
     assert not out.exists()
-    assert export.export_torch(model, out, 3) <= export.TOLERANCE
+    assert graph.export_torch(denoiser, out, 3) <= graph.TOLERANCE
     noise = torch.randn(5, 1, 4, 4)
     with torch.no_grad():
         assert (torch.export.load(out).module()(noise) - sample(denoiser, noise, 3)).abs().max() < 1e-5
@@ -113,7 +112,7 @@ def test_a_graph_that_draws_something_else_is_not_written(
 
     monkeypatch.setattr(torch.export, "load", wrong)
     with pytest.raises(PdlabError, match=r"other images, up to .* apart: nothing was written"):
-        export.export_torch(load(student), tmp_path / "a.pt2")
+        graph.export_torch(load(student).denoiser, tmp_path / "a.pt2", 2)
     assert not (tmp_path / "a.pt2").exists()
 
 
@@ -126,5 +125,5 @@ def test_what_cannot_be_exported_is_said_in_a_line(
     refused(pdlab("export", "onnx", student, tmp_path / "a.onnx"), "pip install 'pdlab[export]'")
     eps = Denoiser(MLP(MLPConfig(shape=(1, 4, 4), width=8, blocks=1)), "eps", shape=(1, 4, 4), steps=1)
     with pytest.raises(PdlabError, match="an eps network"):
-        export.GraphSampler(eps, 1)
+        graph.GraphSampler(eps, 1)
     assert not list(tmp_path.glob("*.*"))

@@ -15,10 +15,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pdlab import schema
+from pdlab.adapters.discrete import PREDICTS, Discrete, schedule_of
 from pdlab.diffusion.denoiser import Denoiser
 from pdlab.errors import PdlabError
 from pdlab.files import read_bytes
-from pdlab.networks.adapters import PREDICTS, Discrete, schedule_of
 from pdlab.networks.registry import conditioning, register_network
 
 #: How a checkpoint of diffusers is named on the command line, before its folder.
