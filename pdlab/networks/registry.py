@@ -159,7 +159,7 @@ def from_json(value: Any, what: str) -> Any:
     known = {name: entry.config for name, entry in NETWORKS.items() if entry.config is not None} | {"own": Own}
     if kind not in known:
         raise PdlabError(
-            f"{what}.kind must be one of {', '.join(known)}, not {kind!r:.60}; --plugin registers others"
+            f"{what}.kind must be one of {', '.join(sorted(known))}, not {kind!r:.60}; --plugin registers others"
         )
     return schema.conform(settings, known[kind], what)
 

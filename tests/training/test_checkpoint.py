@@ -128,7 +128,7 @@ DAMAGE = {
     "8 TB": (lambda f: os.truncate(f / "model.safetensors", 8 << 40), "has 8,796,093,022,208 bytes"),
     "unknown kind": (
         lambda f: edit(f, network={"kind": "gan"}),
-        "kind must be one of mlp, diffusers, unet, own, not 'gan'",
+        "kind must be one of diffusers, mlp, own, unet, not 'gan'",
     ),
     "a kind that is a list": (lambda f: network(f, kind=[]), "must be an object with the kind of network"),
     "unknown output": (lambda f: edit(f, output="y"), "unknown output"),
