@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pdlab.adapters.pipelines import from_diffusers
     from pdlab.api import distill, evaluate, load, sample, save, train
     from pdlab.data import register_dataset
+    from pdlab.data.latents import Codec, from_autoencoder
     from pdlab.diffusion.denoiser import Denoiser
     from pdlab.diffusion.samplers import register_sampler
     from pdlab.errors import PdlabError
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
 
 #: Where each name is; imported when it is first used, so that `import pdlab` costs nothing.
 _NAMES = {
+    "Codec": "pdlab.data.latents",
     "Denoiser": "pdlab.diffusion.denoiser",
     "PdlabError": "pdlab.errors",
     "distill": "pdlab.api",
     "evaluate": "pdlab.api",
+    "from_autoencoder": "pdlab.data.latents",
     "from_diffusers": "pdlab.adapters.pipelines",
     "from_discrete": "pdlab.adapters.discrete",
     "from_edm": "pdlab.adapters.edm",
@@ -39,11 +42,13 @@ _NAMES = {
 }
 
 __all__ = [
+    "Codec",
     "Denoiser",
     "PdlabError",
     "__version__",
     "distill",
     "evaluate",
+    "from_autoencoder",
     "from_diffusers",
     "from_discrete",
     "from_edm",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pdlab import memory
-from pdlab.data import Source, source_of
+from pdlab.data import Source, checked_conditions, source_of
 from pdlab.data.source import ImageSource
 from pdlab.diffusion.denoiser import Denoiser
 from pdlab.diffusion.samplers import Sampler
@@ -26,7 +26,7 @@ from pdlab.distillation.rounds import RoundObjective, check_rounds, rung_name
 from pdlab.distillation.rounds import distill as distill_into
 from pdlab.errors import PdlabError
 from pdlab.metrics.card import Row
-from pdlab.metrics.evaluate import Yardstick, samples_of
+from pdlab.metrics.evaluate import Decode, Yardstick, samples_of
 from pdlab.metrics.evaluate import evaluate as measure
 from pdlab.metrics.features import FeatureExtractor, extractor
 from pdlab.networks.registry import config_of, twin
@@ -51,6 +51,7 @@ def train(
     updates: int,
     labels: Tensor | None = None,
     classes: Sequence[str] | None = None,
+    conditions: Tensor | None = None,
     batch: int = 128,
     lr: float = 1e-3,
     ema: float = 0.999,
@@ -66,8 +67,8 @@ def train(
     """Train `denoiser`, left as it is, on `data`, and return the teacher, which is kept in `run`/teacher.
 
     Args:
-        data: images `[N, C, H, W]`, uint8 or in [−1, 1], with their `labels` `[N]`, named `classes`, if the
-            denoiser is told any; or what `pdlab.data.load` gives.
+        data: images `[N, C, H, W]`, uint8 or in [−1, 1], with their `labels` `[N]`, named `classes`, or their
+            `conditions` `[N, …]`, if the denoiser is told any; or what `pdlab.data.load` or `Codec.latents` gives.
         run: a folder. Interrupted, the same call goes on from there.
         updates, batch, lr, ema, more: fields of `pdlab.training.presets.Optimization`.
         first_steps: how many steps it is meant to be read at first, when it is distilled.
@@ -76,7 +77,7 @@ def train(
 
     Raises PdlabError, before anything is written, for data that do not fit.
     """
-    source = _fitting(denoiser, data, labels, classes)
+    source = _fitting(denoiser, data, labels, classes, conditions)
     settings = _optimization(updates=updates, batch=batch, lr=lr, ema=ema, **{"warmup": min(200, updates), **more})
     preset = _preset(denoiser, source, weighting, settings, None, first_steps, precision)
     machine = Machine(device, precision)
@@ -97,6 +98,7 @@ def distill(
     updates: int | None = None,
     labels: Tensor | None = None,
     classes: Sequence[str] | None = None,
+    conditions: Tensor | None = None,
     batch: int | None = None,
     lr: float | None = None,
     weighting: str | None = None,
@@ -131,7 +133,7 @@ def distill(
     fit.
     """
     denoiser = teacher.denoiser if isinstance(teacher, Checkpoint) else teacher
-    source = _fitting(denoiser, data, labels, classes)
+    source = _fitting(denoiser, data, labels, classes, conditions)
     known = isinstance(teacher, Checkpoint) and bool(teacher.info)
     given = {"updates": updates, "batch": batch, "lr": lr, **more}
     given = {name: value for name, value in given.items() if value is not None}
@@ -205,6 +207,7 @@ def sample(
     *,
     seed: int = 0,
     classes: Sequence[str | int] | None = None,
+    conditions: Tensor | None = None,
     guidance: float = 0.0,
     clip: bool | None = None,
     device: str = "auto",
@@ -215,18 +218,20 @@ def sample(
     """`n` samples float32 `[n, *shape]` on the CPU, images in [−1, 1]; sample k depends on `seed` and k alone.
 
     `steps` defaults to a student's own. Sample k is of the (k mod m)-th of the m `classes`, by name or number
-    (default: all in turn), `guidance` beyond it. `options` go to the sampler, a name or a function.
+    (default: all in turn), `guidance` beyond it; or it is told the (k mod m)-th of the `conditions` `[m, …]`, which
+    a model that takes such needs. `options` go to the sampler, a name or a function.
     """
     checkpoint = _checkpoint(model)
     steps = checkpoint.step_count(steps)
+    if conditions is not None:
+        conditions = checked_conditions(conditions, len(conditions))
     if n < 1:
         raise PdlabError(f"n must be at least 1, not {n}")
     memory.check(8 * n * torch.Size(checkpoint.shape).numel(), f"{n:,} samples", "take a smaller n")
     machine = Machine(device, precision or checkpoint.precision)
     how: dict[str, Any] = {"seed": seed, "clip": clip, "guidance": guidance, "classes": classes, "options": options}
-    return torch.cat(
-        [part.cpu() for part in samples_of(checkpoint, n, steps, machine, sampler, batch=batch, **how)]
-    )
+    how |= {"conditions": conditions, "batch": batch}
+    return torch.cat([part.cpu() for part in samples_of(checkpoint, n, steps, machine, sampler, **how)])
 
 
 def evaluate(
@@ -236,6 +241,8 @@ def evaluate(
     sampler: str | Sampler = "ddim",
     *,
     labels: Tensor | None = None,
+    conditions: Tensor | None = None,
+    decode: Decode | None = None,
     n: int = 5000,
     features: str | FeatureExtractor = "effnet-lite0",
     seed: int = 0,
@@ -248,11 +255,13 @@ def evaluate(
     """Measure `n` samples of `model` against `data`: distances, precision and recall, each with its card.
 
     With `labels` (or data that have them) and a model with classes, class agreement too. `features`: "pixels",
-    "effnet-lite0" or an extractor of one's own. Raises PdlabError for data that are not images, or too small an n.
+    "effnet-lite0" or an extractor of one's own. `data` are images: samples of latents are measured as what `decode`
+    makes of them. A model that is told `conditions` `[m, …]` is told these in turn (default: those of `data`).
+    Raises PdlabError for data that are not images, or too small an n.
     """
     source = source_of(data, labels)
     if not isinstance(source, ImageSource):
-        raise PdlabError(f"{source.name} is 2-D: only images are measured")
+        raise PdlabError(f"{source.name} are no images: only images are measured")
     checkpoint = _checkpoint(model)
     steps = checkpoint.step_count(steps)
     machine = Machine(device, precision or checkpoint.precision)
@@ -262,6 +271,9 @@ def evaluate(
         kinds.append("agreement")
     yardstick = Yardstick(source, by, n, None, kinds)  # type: ignore[arg-type]
     how: dict[str, Any] = {"sampler": sampler, "seed": seed, "clip": clip, "guidance": guidance, "options": options}
+    if checkpoint.denoiser.condition is not None and conditions is None:
+        conditions = source.conditions
+    how |= {"conditions": conditions, "decode": decode}
     return measure(checkpoint, steps, yardstick, machine, **how)
 
 
@@ -270,14 +282,19 @@ def _checkpoint(model: Model) -> Checkpoint:
 
 
 def _shaped(denoiser: Denoiser, source: Source) -> Denoiser:
-    """`denoiser`, told the shape of the examples of `source`."""
+    """`denoiser`, told the shape of the examples of `source`, and that they are not bounded if they are not."""
     shaped = denoiser.around(denoiser.network)
     shaped.shape = tuple(source.shape)
+    shaped.bounded = denoiser.bounded and source.bounded
     return shaped
 
 
 def _fitting(
-    denoiser: Denoiser, data: Source | Tensor, labels: Tensor | None, classes: Sequence[str] | None
+    denoiser: Denoiser,
+    data: Source | Tensor,
+    labels: Tensor | None = None,
+    classes: Sequence[str] | None = None,
+    conditions: Tensor | None = None,
 ) -> Source:
     """`data` as a source that `denoiser` can be trained on; its network is asked once."""
     if not isinstance(denoiser, Denoiser):
@@ -286,17 +303,20 @@ def _fitting(
         )
     if labels is not None and classes is None and denoiser.num_classes:  # some of them may not occur
         classes = [str(k) for k in range(denoiser.num_classes)]
-    source = source_of(data, labels, classes)
-    check_fits(source, denoiser.shape or source.shape, denoiser.num_classes, "the denoiser")
+    source = source_of(data, labels, classes, conditions)
+    shape, condition = denoiser.shape or source.shape, denoiser.condition
+    check_fits(source, shape, denoiser.num_classes, condition, "the denoiser")
     zeros = torch.zeros(2, *source.shape, device=denoiser.device)
     told = torch.zeros(2, dtype=torch.int64, device=denoiser.device) if denoiser.num_classes else None
+    if condition is not None:
+        told = torch.zeros(2, *condition, device=denoiser.device)
     try:
         with torch.no_grad():
             copy.deepcopy(denoiser).eval()(zeros, 0.5, told)  # a norm would count this batch
     except PdlabError:
         raise
     except Exception as error:  # whatever a network of one's own raises
-        takes = "(z, logsnr" + (", labels" if denoiser.num_classes else "") + ")"
+        takes = "(z, logsnr" + (", labels" if denoiser.num_classes else ", condition" if condition else "") + ")"
         raise PdlabError(
             f"{type(denoiser.network).__name__}{takes} fails on a batch of {list(source.shape)}: "
             f"{' '.join(str(error).split()) or type(error).__name__}"
@@ -346,7 +366,7 @@ def foreign(denoiser: Denoiser, source: Source, first_steps: int = 64) -> Checkp
 
     Raises PdlabError for data that do not fit.
     """
-    source = _fitting(denoiser, source, None, None)
+    source = _fitting(denoiser, source)
     preset = _preset(denoiser, source, "truncated", None, None, first_steps, "auto")
     return _candidate(_shaped(denoiser, source), source, preset, Machine("auto"), 0)
 

@@ -317,7 +317,7 @@ def distill(
     from pdlab.training.run import Run
     from pdlab.zoo import find
 
-    teacher = _foreign(checkpoint, data, dataset, download) or find(checkpoint)
+    teacher, source = _foreign(checkpoint, data, dataset, download) or (find(checkpoint), None)
     settings = teacher.preset
     micro = {f"{stage}.micro_batch": micro_batch for stage in ("distill", "guide")}
     given = _changes(set_, {"distill.updates": updates, "distill.batch": batch, "distill.lr": lr, **micro})
@@ -329,7 +329,8 @@ def distill(
     settings = override(settings, given)
     first = first or teacher.denoiser.steps or settings.first_steps
     machine = Machine(device.value, precision.value if precision else settings.precision, compile)
-    source = _data_of(teacher, data, dataset, download)
+    if source is None:
+        source = _data_of(teacher, data, dataset, download)
     check_rounds(teacher, source, settings, first, last, hops)
     with Run(run) as folder, Log(folder.path) as log:
         log.say(f"{checkpoint}: {first} steps to {last}, {machine.describe()}")
@@ -365,12 +366,16 @@ def sample(
     clip: ClipOption = None,
     guidance: GuidanceOption = 0.0,
     class_: ClassOption = None,
+    decode: Annotated[
+        Path | None, typer.Option("--decode", help="Of latents: a diffusers autoencoder's folder.")
+    ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = Device.auto,
     precision: PrecisionOption = None,
     plugin: PluginOption = None,
 ) -> None:
     """Draw samples from CHECKPOINT; of one with classes all in turn, or those given."""
+    from pdlab.data.latents import from_autoencoder
     from pdlab.diffusion.samplers import takes
     from pdlab.report import write_samples
     from pdlab.training.machine import Machine
@@ -394,6 +399,7 @@ def sample(
         guidance=guidance,
         classes=None if class_ is None else [name.strip() for text in class_ for name in text.split(",")],
         options=options,
+        decode=None if decode is None else from_autoencoder(decode).images,
     )
     console.say(f"Wrote {n} samples of {checkpoint} in {count} step{'s' if count > 1 else ''} to {out}.")
 
@@ -739,16 +745,27 @@ def _counts(text: str) -> list[int]:
 
 
 def _foreign(name: str, root: Path | None, dataset: str | None, download: bool) -> Any:
-    """The teacher that diffusers:FOLDER names, not kept anywhere yet; None for another name."""
+    """The teacher that diffusers:FOLDER names, not kept anywhere yet, and its data; None for another name."""
     from pdlab.adapters.pipelines import PREFIX, from_diffusers
     from pdlab.api import foreign
     from pdlab.data import load as load_data
+    from pdlab.data.latents import from_autoencoder, kept_at
 
     if not name.startswith(PREFIX):
         return None
-    denoiser = from_diffusers(name.removeprefix(PREFIX))
+    folder = Path(name.removeprefix(PREFIX))
+    denoiser = from_diffusers(folder)
+    if denoiser.condition is not None:
+        raise PdlabError(f"{folder} is told the states of a text: distil it from Python, see pdlab.from_diffusers")
     assert denoiser.shape is not None
-    return foreign(denoiser, load_data(dataset or "folder", "train", root, denoiser.shape[-1], download))
+    side = denoiser.shape[-1]
+    if denoiser.bounded:
+        source = load_data(dataset or "folder", "train", root, side, download)
+    else:
+        codec = from_autoencoder(folder / "vae")
+        images: Any = load_data(dataset or "folder", "train", root, side * codec.factor, download)
+        source = codec.latents(images, kept_at(images, codec))
+    return foreign(denoiser, source), source
 
 
 def _data_of(model: Any, root: Path | None, dataset: str | None, download: bool) -> Any:

@@ -20,7 +20,7 @@ from pdlab.errors import PdlabError
 from pdlab.figures.mosaic import mosaic
 from pdlab.files import alone, atomic_file, check_place, write
 from pdlab.metrics.card import Kind, Row, by_sampler
-from pdlab.metrics.evaluate import Yardstick, evaluate, labels_of, samples_of
+from pdlab.metrics.evaluate import Decode, Yardstick, evaluate, labels_of, samples_of
 from pdlab.metrics.features import extractor
 from pdlab.training.checkpoint import Checkpoint, load
 from pdlab.training.cost import cost_report, size
@@ -222,15 +222,23 @@ def write_samples(
     guidance: float = 0.0,
     classes: Sequence[str | int] | None = None,
     options: Mapping[str, float] | None = None,
+    decode: Decode | None = None,
     quiet: bool = False,
 ) -> None:
     """`n` samples as a grid (.png) or as an array `arr_0` (.npz): uint8 `[N, H, W, C]`, or points `[N, 2]`.
+
+    Latents are images once `decode` has made such of them; without, they are what the array holds, `[N, C, H, W]`.
 
     Sample k is of the (k mod m)-th of the m `classes`, by name or number (default: all): in a grid a column is a
     class, and the array `arr_1` `[N]` holds their numbers. Raises PdlabError, and writes nothing, for a guidance
     or a class that the model does not know.
     """
     check_place(out, "choose another --out")
+    latent = not model.denoiser.bounded and len(model.shape) == 3
+    if latent and decode is None and out.suffix != ".npz":
+        raise PdlabError("these samples are latents: give --decode FOLDER of an autoencoder, or --out samples.npz")
+    if decode is not None and not latent:
+        raise PdlabError("these samples are no latents: leave --decode out")
     memory.check(24 * n * torch.Size(model.shape).numel(), f"{n:,} samples", "take a smaller --n")
     model.denoiser.check_guidance(guidance)
     labels = labels_of(model.denoiser, n, model.class_numbers(classes))
@@ -238,7 +246,7 @@ def write_samples(
     with Log(quiet=quiet) as log:
         parts = samples_of(model, n, steps, machine, sampler, progress=partial(log.advance, "sampling"), **how)
         samples = torch.cat([part.cpu() for part in parts])
-    images = to_uint8(samples) if model.denoiser.bounded else None
+    images = to_uint8(decode(samples) if decode else samples) if model.denoiser.bounded or decode else None
     with atomic_file(out) as file:
         if out.suffix == ".npz":
             array = samples if images is None else images.permute(0, 2, 3, 1)

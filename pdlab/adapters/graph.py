@@ -1,8 +1,9 @@
 """A whole few-step sampler as one graph: noise in, images out, for ONNX runtimes and for PyTorch's own.
 
 The graph holds every step of DDIM, the schedule's numbers as constants, and clipping. Its inputs are `noise`
-float32 `[B, C, H, W]`; `label` int64 `[B]` where the network has classes; `guidance` float32 `[B]` where it was
-distilled for guidance (or has a null class, which takes two evaluations a step). Its output is `image`, float32
+float32 `[B, C, H, W]`; `label` int64 `[B]` where the network has classes, or `condition` float32 `[B, …]` where it
+is told one; `guidance` float32 `[B]` where it was distilled for guidance (or has a null class, which takes two
+evaluations a step). Its output is `image`, float32
 `[B, C, H, W]`, in [−1, 1] for images. B is free.
 """
 
@@ -45,13 +46,15 @@ class GraphSampler(nn.Module):
     def inputs(self) -> list[str]:
         """The names of what `forward` takes, in order."""
         classes, guided = self.denoiser.num_classes > 0, self.denoiser.guidance_max > 0 or self.denoiser.null_class
-        return ["noise"] + ["label"] * classes + ["guidance"] * guided
+        told = ["condition"] * (self.denoiser.condition is not None)
+        return ["noise"] + ["label"] * classes + told + ["guidance"] * guided
 
     def forward(self, noise: Tensor, *condition: Tensor) -> Tensor:
         """Images `[B, …]` of `noise` `[B, …]` and, as `inputs` has them, labels and guidance weights."""
         told: dict[str, Any] = dict(zip(self.inputs[1:], condition, strict=True))
         z = noise
-        for step in ddim(self.denoiser, noise, self.steps, labels=told.get("label"), guidance=told.get("guidance")):
+        labels = told.get("label", told.get("condition"))
+        for step in ddim(self.denoiser, noise, self.steps, labels=labels, guidance=told.get("guidance")):
             z = step.z
         return z
 
@@ -60,6 +63,7 @@ class GraphSampler(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         made = {"noise": torch.randn(EXAMPLES, *shape, generator=generator)}
         made["label"] = torch.arange(EXAMPLES) % max(1, self.denoiser.num_classes)
+        made["condition"] = torch.randn(EXAMPLES, *(self.denoiser.condition or ()), generator=generator)
         made["guidance"] = torch.rand(EXAMPLES, generator=generator) * (self.denoiser.guidance_max or 1.0)
         return tuple(made[name] for name in self.inputs)
 

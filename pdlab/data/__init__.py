@@ -102,15 +102,21 @@ def load(
     return source
 
 
-def source_of(data: Source | Tensor, labels: Tensor | None = None, classes: Sequence[str] | None = None) -> Source:
+def source_of(
+    data: Source | Tensor,
+    labels: Tensor | None = None,
+    classes: Sequence[str] | None = None,
+    conditions: Tensor | None = None,
+) -> Source:
     """`data` as a `Source`: one already, or images `[N, C, H, W]`, uint8 or in [−1, 1] (kept as uint8).
 
-    `labels` `[N]` are integers from 0 on, one an image; `classes` names them. Raises PdlabError for images of
-    another type or range, or that are not finite, and for labels that do not fit.
+    `labels` `[N]` are integers from 0 on, one an image; `classes` names them. `conditions` `[N, …]`, finite floats,
+    stand in their place. Raises PdlabError for images of another type or range, or that are not finite, and for
+    labels or conditions that do not fit.
     """
     if isinstance(data, Source):
-        if labels is not None or classes is not None:
-            raise PdlabError(f"{data.name} brings its own labels: leave labels and classes out")
+        if labels is not None or classes is not None or conditions is not None:
+            raise PdlabError(f"{data.name} brings its own labels: leave labels, classes and conditions out")
         return data
     if not isinstance(data, Tensor) or data.ndim != 4 or data.numel() == 0:
         given = list(data.shape) if isinstance(data, Tensor) else type(data).__name__
@@ -127,6 +133,8 @@ def source_of(data: Source | Tensor, labels: Tensor | None = None, classes: Sequ
                 "2 x - 1), or give uint8"
             )
         data = to_uint8(data)
+    if conditions is not None:
+        return ImageSource(data, conditions=checked_conditions(conditions, len(data), labels))
     if labels is None:
         if classes is not None:
             raise PdlabError("classes name labels: give labels too")
@@ -141,6 +149,19 @@ def source_of(data: Source | Tensor, labels: Tensor | None = None, classes: Sequ
     if len(names) < count:
         raise PdlabError(f"labels go up to {count - 1}, but only {len(names)} classes are named")
     return ImageSource(data, labels.long(), names)
+
+
+def checked_conditions(conditions: Tensor, n: int, labels: Tensor | None = None) -> Tensor:
+    """`conditions` as float32; PdlabError unless they are `[n, …]`, finite floats, without labels beside."""
+    if labels is not None:
+        raise PdlabError("give labels or conditions, not both")
+    if not conditions.is_floating_point() or conditions.ndim < 2 or len(conditions) != n:
+        raise PdlabError(
+            f"conditions are floats [{n}, …], one an example, not {list(conditions.shape)} of {conditions.dtype}"
+        )
+    if not bool(conditions.isfinite().all()):
+        raise PdlabError("there are conditions that are not finite: remove them")
+    return conditions.detach().float().cpu()
 
 
 @register_dataset("cifar10")

@@ -1,11 +1,12 @@
 """What a data set is to the rest of pdlab: one object that draws batches, on the device, without a DataLoader."""
 
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -29,6 +30,7 @@ class Source:
         split: "train" or "test".
         shape: of one example: (C, H, W), or (2,) for points in the plane.
         num_classes: number of labels; 0 when there are none.
+        condition: the shape of what stands in place of a label, such as the embedding of a text; () for nothing.
         bounded: True when values lie in [-1, 1] (images), so that a sampler may clip.
     """
 
@@ -36,6 +38,7 @@ class Source:
     split: str
     shape: tuple[int, ...]
     num_classes: int
+    condition: tuple[int, ...] = ()
     bounded: bool
 
     @cached_property
@@ -48,7 +51,7 @@ class Source:
         raise NotImplementedError
 
     def draw(self, n: int, generator: torch.Generator, flip: bool = False) -> tuple[Tensor, Tensor | None]:
-        """`n` independent examples (float32 [n, *shape]) and their labels (int64 [n], or None).
+        """`n` independent examples (float32 [n, *shape]) and their labels (int64 [n]; conditions [n, …]; or None).
 
         `generator` lives on the source's device and is the only randomness: equal states give equal draws.
         With `flip`, each image is mirrored left to right with probability 1/2; points are never flipped.
@@ -56,18 +59,73 @@ class Source:
         raise NotImplementedError
 
 
-@dataclass(eq=False)
-class ImageSource(Source):
-    """Images held as one uint8 tensor [N, C, H, W] on the device; drawn uniformly, with replacement.
+class HeldSource(Source):
+    """Examples held as one tensor on the device, drawn uniformly, with replacement.
 
-    `labels` is int64 [N] or None; `classes` names them in the order of their numbers.
+    `labels` is int64 [N] or None, and `classes` names them in the order of their numbers; or `conditions` is
+    float [N, …]. Raises ValueError where they do not fit the examples.
     """
+
+    labels: Tensor | None
+    classes: tuple[str, ...]
+    conditions: Tensor | None
+
+    @property
+    def held(self) -> Tensor:
+        """All examples, [N, *shape], as they are kept."""
+        raise NotImplementedError
+
+    def __post_init__(self) -> None:
+        n = len(self.held)
+        if self.labels is not None and self.labels.shape != (n,):
+            raise ValueError("labels must be [N], one for each example")
+        if self.conditions is not None:
+            if self.conditions.ndim < 2 or len(self.conditions) != n or not self.conditions.is_floating_point():
+                raise ValueError("conditions must be float [N, …], one for each example")
+            if self.labels is not None:
+                raise ValueError("give labels or conditions, not both")
+            self.condition = tuple(self.conditions.shape[1:])
+        self.shape = tuple(self.held.shape[1:])
+        self.num_classes = len(self.classes) if self.labels is not None else 0
+
+    def __len__(self) -> int:
+        return len(self.held)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of shape and bytes of the examples, then of labels or conditions where there are any."""
+        sha = hashlib.sha256()
+        for tensor in (self.held, self.labels, self.conditions):
+            if tensor is not None:
+                sha.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+                sha.update(tensor.cpu().contiguous().numpy().data)
+        return sha.hexdigest()
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same examples, with all that belongs to them, on `device`."""
+        tensors = {f.name: t for f in fields(self) if isinstance(t := getattr(self, f.name), Tensor)}  # type: ignore[arg-type]
+        moved: Self = replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})  # type: ignore[type-var]
+        if "digest" in self.__dict__:  # moving changes no byte, so nothing is hashed twice
+            moved.__dict__["digest"] = self.digest
+        return moved
+
+    def _drawn(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """`n` of the examples, as they are kept, and their labels or conditions."""
+        index = torch.randint(len(self), (n,), generator=generator, device=self.held.device)
+        told = self.labels if self.conditions is None else self.conditions
+        return self.held[index], None if told is None else told[index]
+
+
+@dataclass(eq=False)
+class ImageSource(HeldSource):
+    """Images, uint8 [N, C, H, W]; see `HeldSource` for the rest."""
 
     images: Tensor
     labels: Tensor | None = None
     classes: tuple[str, ...] = ()
     name: str = "images"
     split: str = "train"
+    conditions: Tensor | None = None
     shape: tuple[int, ...] = field(init=False)
     num_classes: int = field(init=False)
     bounded: bool = field(init=False, default=True)
@@ -75,38 +133,17 @@ class ImageSource(Source):
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4 or len(self.images) == 0:
             raise ValueError("images must be a non-empty uint8 tensor [N, C, H, W]")
-        if self.labels is not None and self.labels.shape != self.images.shape[:1]:
-            raise ValueError("labels must be [N], one for each image")
-        self.shape = tuple(self.images.shape[1:])
-        self.num_classes = len(self.classes) if self.labels is not None else 0
+        super().__post_init__()
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 (hex) of shape and bytes of the images, then of the labels where there are any."""
-        sha = hashlib.sha256()
-        for tensor in (self.images, self.labels):
-            if tensor is not None:
-                sha.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-                sha.update(tensor.cpu().contiguous().numpy().data)
-        return sha.hexdigest()
-
-    def to(self, device: torch.device | str) -> "ImageSource":
-        """The same images and labels on `device`."""
-        labels = None if self.labels is None else self.labels.to(device)
-        moved = replace(self, images=self.images.to(device), labels=labels)
-        if "digest" in self.__dict__:  # moving changes no byte, so nothing is hashed twice
-            moved.__dict__["digest"] = self.digest
-        return moved
+    @property
+    def held(self) -> Tensor:
+        """See HeldSource."""
+        return self.images
 
     def draw(self, n: int, generator: torch.Generator, flip: bool = False) -> tuple[Tensor, Tensor | None]:
-        """`n` images, float32 [n, C, H, W] in [-1, 1], and their labels (int64 [n], or None)."""
-        device = self.images.device
-        index = torch.randint(len(self), (n,), generator=generator, device=device)
-        images = self.images[index]
+        """`n` images, float32 [n, C, H, W] in [-1, 1], and their labels (int64 [n]; conditions; or None)."""
+        images, told = self._drawn(n, generator)
         if flip:
-            mirrored = torch.rand((n, 1, 1, 1), generator=generator, device=device) < 0.5
+            mirrored = torch.rand((n, 1, 1, 1), generator=generator, device=images.device) < 0.5
             images = torch.where(mirrored, images.flip(-1), images)
-        return to_float(images), None if self.labels is None else self.labels[index]
+        return to_float(images), told

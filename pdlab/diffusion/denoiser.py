@@ -15,7 +15,8 @@ class Denoiser(nn.Module):
 
     Args:
         network: any module `network(z [B, …], logsnr [B]) -> raw [B, …]`; with `num_classes` it takes the labels
-            `[B]` as a third argument, and with `guidance_max` the guidance weights `[B]` as the last.
+            `[B]` as a third argument (with `condition` that), and with `guidance_max` the guidance weights `[B]` as
+            the last.
         output: what raw means: "x", "eps", "v" or "both" (x and eps, twice the channels).
         schedule: gives alpha, sigma and logsnr at t.
         bounded: the data lie in [−1, 1] (images), so samplers clip x by default.
@@ -25,9 +26,11 @@ class Denoiser(nn.Module):
         guidance_max: the network answers as if guided, in one evaluation, for weights in [0, guidance_max]; 0 for
             a network that is not told a weight.
         shape: of one example, e.g. (3, 32, 32), where it is known; training and distilling find it in the data.
+        condition: of a network that is told something else than a class, such as the embedding of a text: the
+            shape of one condition. Tensors `[B, *condition]` then stand wherever labels do.
 
     Raises PdlabError for an eps network on a schedule that reaches alpha = 0, where eps does not determine x, and
-    for a null class or guidance without classes.
+    for a null class or guidance without classes, or classes beside a condition.
     """
 
     def __init__(
@@ -42,8 +45,11 @@ class Denoiser(nn.Module):
         null_class: bool = False,
         guidance_max: float = 0.0,
         shape: Sequence[int] | None = None,
+        condition: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        if condition is not None and (num_classes or null_class or guidance_max):
+            raise PdlabError("a denoiser is told a class or a condition: give num_classes or condition, not both")
         if (null_class or guidance_max) and not num_classes:
             raise PdlabError("null_class and guidance_max need num_classes of at least 1")
         if output not in OUTPUTS:
@@ -57,6 +63,7 @@ class Denoiser(nn.Module):
         self.null_class = null_class
         self.guidance_max = guidance_max
         self.shape = None if shape is None else tuple(shape)
+        self.condition = None if condition is None else tuple(condition)
         self.schedule.check_output(output)
 
     @property
@@ -64,6 +71,11 @@ class Denoiser(nn.Module):
         """Where the network's weights are (the CPU for a network without any)."""
         weight = next(self.network.parameters(), None)
         return torch.device("cpu") if weight is None else weight.device
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the network is told a class or a condition."""
+        return self.num_classes > 0 or self.condition is not None
 
     def around(self, network: nn.Module) -> "Denoiser":
         """The same denoiser of another network, e.g. of this one compiled."""
@@ -77,6 +89,7 @@ class Denoiser(nn.Module):
             null_class=self.null_class,
             guidance_max=self.guidance_max,
             shape=self.shape,
+            condition=self.condition,
         )
 
     def forward(
@@ -127,6 +140,14 @@ class Denoiser(nn.Module):
             raise PdlabError(f"guidance must be a finite number, not {least:g}")
 
     def _labels(self, z: Tensor, labels: Tensor | None) -> Tensor | None:
+        if self.condition is not None:
+            expected = (z.shape[0], *self.condition)
+            if labels is None or labels.shape != expected:
+                given = "none" if labels is None else str(list(labels.shape))
+                raise PdlabError(
+                    f"this denoiser is told a condition {list(expected)} in place of labels, not {given}"
+                )
+            return labels
         if not self.num_classes:
             if labels is not None:
                 raise PdlabError("this denoiser has no classes: leave labels out, or make it with num_classes")
@@ -156,6 +177,8 @@ class Denoiser(nn.Module):
     def _answer(self, z: Tensor, logsnr: Tensor, labels: Tensor | None, *guidance: Tensor) -> Tensor:
         """The network's raw output in z's dtype, computed in the dtype of its weights."""
         weight = next(self.network.parameters(), None)
+        if labels is not None and weight is not None and labels.is_floating_point():
+            labels = labels.to(weight.dtype)
         condition = guidance if labels is None else (labels, *guidance)
         raw = self.network(z if weight is None else z.to(weight.dtype), logsnr, *condition)
         expected = (z.shape[0], output_channels(self.output, z.shape[1]), *z.shape[2:])

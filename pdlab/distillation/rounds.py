@@ -361,7 +361,8 @@ def check_same_data(checkpoint: Checkpoint, source: Source) -> None:
         raise PdlabError(
             f"{checkpoint.path} was trained on {name}, not on {source.name}: leave --dataset out, or give {name}"
         )
-    check_fits(source, checkpoint.shape, checkpoint.denoiser.num_classes, str(checkpoint.path))
+    denoiser = checkpoint.denoiser
+    check_fits(source, checkpoint.shape, denoiser.num_classes, denoiser.condition, str(checkpoint.path))
 
 
 def _load_rung(path: Path, parent: str, like: Denoiser) -> Checkpoint:

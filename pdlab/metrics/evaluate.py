@@ -23,6 +23,7 @@ from pdlab.training.checkpoint import Checkpoint
 from pdlab.training.machine import Machine
 
 Progress = Callable[[int, int], None]  # images done, images in all
+Decode = Callable[[Tensor], Tensor]  # samples [B, …] -> images [B, C, H, W] in [-1, 1]
 
 _SHARES: tuple[Kind, ...] = ("precision", "recall")
 _BLOCK = 250  # noise is drawn in blocks of this size, so that it does not depend on the batch
@@ -60,19 +61,32 @@ def generate(
     clip: bool | None = None,
     guidance: float = 0.0,
     classes: Sequence[int] | None = None,
+    conditions: Tensor | None = None,
     batch: int = 1000,
     progress: Progress | None = None,
     options: Mapping[str, float] | None = None,
 ) -> Iterator[Tensor]:
     """Batches of samples `[b, *shape]` in float32, `n` in all, from `noise(shape, n, seed)`.
 
-    Sample k is of the class that `labels_of` says. It depends on `seed` and k, but neither on `batch` nor on `n`:
-    a sampler's own noise, too, is of one stream for each block of k. Raises PdlabError for a guidance or
-    classes that `denoiser` cannot be given, before anything is drawn.
+    Sample k is of the class that `labels_of` says, or told the (k mod m)-th of the `conditions` `[m, …]`. It
+    depends on `seed` and k, but neither on `batch` nor on `n`: a sampler's own noise, too, is of one stream for
+    each block of k. Raises PdlabError for a guidance or classes that `denoiser` cannot be given, and for conditions
+    that are missing, before anything is drawn.
     """
     find_sampler(sampler)
     denoiser.check_guidance(guidance)
     labels = labels_of(denoiser, n, classes)
+    if (conditions is None) != (denoiser.condition is None):
+        raise PdlabError(
+            f"this model is told conditions [m, {', '.join(map(str, denoiser.condition))}]: give them, from Python"
+            if denoiser.condition is not None
+            else "this model is told no conditions: leave them out"
+        )
+
+    def told(begin: int, end: int) -> Tensor | None:
+        if conditions is not None:
+            return conditions[torch.arange(begin, end) % len(conditions)]
+        return None if labels is None else labels[begin:end]
 
     def batches() -> Iterator[Tensor]:
         device = denoiser.device
@@ -82,7 +96,8 @@ def generate(
             extra: dict[str, Any] = dict(options or {})
             if takes(sampler, "draw"):
                 extra["draw"] = _fresh_noise(begin, end, seed)
-            given = None if labels is None else labels[begin:end].to(device)
+            given = told(begin, end)
+            given = None if given is None else given.to(device)
             yield sample(
                 denoiser, z.to(device), steps, sampler, clip=clip, labels=given, guidance=guidance, **extra
             )
@@ -226,17 +241,25 @@ def evaluate(
     clip: bool | None = None,
     guidance: float = 0.0,
     classes: Sequence[str | int] | None = None,
+    conditions: Tensor | None = None,
+    decode: Decode | None = None,
     batch: int = 1000,
     progress: Progress | None = None,
     options: Mapping[str, float] | None = None,
 ) -> list[Row]:
     """Sample `checkpoint` in `steps` steps and measure it: one row for each kind of the yardstick.
 
-    `classes`, by name or number, are drawn in turn (default: all).
+    `classes`, by name or number, are drawn in turn (default: all), or the `conditions`. `decode` makes images of
+    samples that are none: its card says so.
     """
     how: dict[str, Any] = {"sampler": sampler, "seed": seed, "clip": clip, "options": options}
     how |= {"guidance": guidance, "classes": classes}
-    features = sample_features(checkpoint, steps, yardstick, machine, batch=batch, progress=progress, **how)
+    only: dict[str, Any] = {"conditions": conditions, "decode": decode, "batch": batch, "progress": progress}
+    features = sample_features(checkpoint, steps, yardstick, machine, **only, **how)
+    said: dict[str, Any] = {} if conditions is None else {"conditions": len(conditions)}
+    if decode is not None:
+        said["decoder"] = str(getattr(getattr(decode, "__self__", decode), "name", "one's own"))
+    how["options"] = {**(options or {}), **said}
     return rows_of(features, checkpoint, steps, yardstick, machine, **how)
 
 
@@ -251,14 +274,17 @@ def sample_features(
     clip: bool | None = None,
     guidance: float = 0.0,
     classes: Sequence[str | int] | None = None,
+    conditions: Tensor | None = None,
+    decode: Decode | None = None,
     batch: int = 1000,
     progress: Progress | None = None,
     options: Mapping[str, float] | None = None,
 ) -> Tensor:
-    """Features `[yardstick.n, dim]` of samples of `checkpoint`, rounded to uint8."""
+    """Features `[yardstick.n, dim]` of samples of `checkpoint`, decoded and rounded to uint8."""
     how: dict[str, Any] = {"seed": seed, "clip": clip, "guidance": guidance, "classes": classes, "options": options}
-    parts = samples_of(checkpoint, yardstick.n, steps, machine, sampler, batch=batch, progress=progress, **how)
-    return torch.cat([yardstick.extractor(to_uint8(part)) for part in parts])
+    how |= {"conditions": conditions, "batch": batch, "progress": progress}
+    parts = samples_of(checkpoint, yardstick.n, steps, machine, sampler, **how)
+    return torch.cat([yardstick.extractor(to_uint8(decode(part) if decode else part)) for part in parts])
 
 
 def rows_of(
@@ -273,7 +299,7 @@ def rows_of(
     clip: bool | None = None,
     guidance: float = 0.0,
     classes: Sequence[str | int] | None = None,
-    options: Mapping[str, float] | None = None,
+    options: Mapping[str, float | str] | None = None,
 ) -> list[Row]:
     """Measure `features`, made by `sample_features` with the same arguments."""
     denoiser, names = checkpoint.denoiser, checkpoint.classes

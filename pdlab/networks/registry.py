@@ -30,6 +30,10 @@ N = TypeVar("N", bound=Callable[..., nn.Module])
 CONDITION = ("num_classes", "null_class", "guidance_max")
 
 
+#: The shape of what a network is told in place of a class; () where it is not.
+Condition = Annotated[tuple[schema.Size, ...], Field(max_length=4)]
+
+
 class Registered(NamedTuple):
     """How a network is built: `make(config)`, or `make()` where it has no configuration."""
 
@@ -44,7 +48,7 @@ NETWORKS: dict[str, Registered] = {}
 class Own:
     """A network that is described by its `name` alone: of a registered one, or of its class.
 
-    `shape` is that of one example; the condition is as `Denoiser` has it.
+    `shape` is that of one example; what it is told is as `Denoiser` has it (`condition` () for none).
     """
 
     name: Annotated[str, Field(min_length=1, max_length=200)]
@@ -52,9 +56,11 @@ class Own:
     num_classes: schema.Classes = 0
     null_class: bool = False
     guidance_max: schema.NotNegative = 0.0
+    condition: Condition = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "condition", tuple(self.condition))
         schema.check(self)
 
 
@@ -96,7 +102,8 @@ def config_of(denoiser: Denoiser) -> Any:
         raise PdlabError("the shape of an example is not known: give Denoiser(…, shape=(3, 32, 32))")
     names = (n for n, known in NETWORKS.items() if known.config is None and isinstance(known.make, type))
     name = next((n for n in names if type(network) is NETWORKS[n].make), _where(type(network)))
-    return Own(name, denoiser.shape, denoiser.num_classes, denoiser.null_class, denoiser.guidance_max)
+    told = {name: getattr(denoiser, name) for name in CONDITION}
+    return Own(name, denoiser.shape, **told, condition=denoiser.condition or ())
 
 
 def twin(denoiser: Denoiser) -> nn.Module | None:
@@ -142,7 +149,8 @@ def kind_of(config: Any) -> str:
 def conditioning(config: Any) -> dict[str, Any]:
     """What a `Denoiser` must know of the examples and the condition that a network of `config` takes."""
     none = {"num_classes": 0, "null_class": False, "guidance_max": 0.0}
-    return {"shape": tuple(config.shape)} | {name: getattr(config, name, none[name]) for name in CONDITION}
+    told = {name: getattr(config, name, none[name]) for name in CONDITION}
+    return {"shape": tuple(config.shape), "condition": tuple(getattr(config, "condition", ())) or None, **told}
 
 
 def to_json(config: Any) -> dict[str, Any]:

@@ -50,6 +50,8 @@ def _size(network: nn.Module, config: Any) -> Size:
     example: list[Tensor] = [torch.zeros(1, *config.shape), torch.zeros(1)]
     if taken["num_classes"]:
         example.append(torch.zeros(1, dtype=torch.int64))
+    if taken["condition"]:
+        example.append(torch.zeros(1, *taken["condition"]))
     if taken["guidance_max"]:
         example.append(torch.zeros(1))
     weights = {id(p) for p in network.parameters()}

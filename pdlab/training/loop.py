@@ -137,7 +137,7 @@ def fit(
             torch.manual_seed(stream)  # what a network draws itself comes from here
         x, labels = source.draw(settings.batch, generator, settings.flip)
         optimizer.zero_grad()
-        loss = backward(x, labels if denoiser.num_classes else None)
+        loss = backward(x, labels if denoiser.conditional else None)
         norm = torch.nn.utils.clip_grad_norm_(parameters.values(), settings.clip, foreach=True)
         optimizer.step(lr_factor(settings, k))
         if ema is not None:

@@ -196,14 +196,19 @@ def check_preset(preset: Preset, source: Source) -> Optimization:
     Raises PdlabError unless its network takes the examples of `source`, and both fit into memory.
     """
     network, teaching = preset.network, preset.teaching
-    check_fits(source, network.shape, conditioning(network)["num_classes"], f"preset {preset.name}")
+    taken = conditioning(network)
+    check_fits(source, taken["shape"], taken["num_classes"], taken["condition"], f"preset {preset.name}")
     if not isinstance(network, Own):
         check_memory(size(network, preset.output), network.shape, teaching)
     return teaching
 
 
-def check_fits(source: Source, shape: tuple[int, ...], num_classes: int, what: str) -> None:
-    """Raise PdlabError unless `source` has examples of `shape` and, for a conditional network, its classes."""
+def check_fits(
+    source: Source, shape: tuple[int, ...], num_classes: int, condition: tuple[int, ...] | None, what: str
+) -> None:
+    """Raise PdlabError unless `source` has examples of `shape` and, of a conditional network, its classes or
+    conditions.
+    """
     if tuple(source.shape) != tuple(shape):
         raise PdlabError(
             f"{what} takes examples of shape {_times(shape)}, but {source.name} has {_times(source.shape)}: "
@@ -213,6 +218,12 @@ def check_fits(source: Source, shape: tuple[int, ...], num_classes: int, what: s
         raise PdlabError(
             f"{what} is conditioned on {num_classes} classes, but {source.name} has {source.num_classes}: "
             f"give --set network.num_classes={source.num_classes}"
+        )
+    if condition is not None and source.condition != condition:
+        there = f"of shape {_times(source.condition)}" if source.condition else "not there"
+        raise PdlabError(
+            f"{what} is told conditions of shape {_times(condition)}, and those of {source.name} are {there}: give "
+            "conditions, one an example"
         )
 
 
