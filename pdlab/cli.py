@@ -416,7 +416,14 @@ def evaluate(
     ] = None,
     features: Annotated[Features, typer.Option(help="FID is inception's at n = 50000.")] = Features.effnet,
     weights: Annotated[Path | None, typer.Option(help="Weights of the features (default: the published).")] = None,
-    n: Annotated[int, typer.Option("--n", min=2, max=10**9, help="Samples a figure.")] = 5000,
+    n: Annotated[
+        int | None,
+        typer.Option("--n", min=2, max=10**9, help="Samples a figure (default: 5000; of --density 256 images)."),
+    ] = None,
+    density: Annotated[
+        bool,
+        typer.Option("--density", help="Bits per dimension of a teacher instead, by its flow and by the bound."),
+    ] = False,
     sampler: SamplerOption = "ddim",
     nu: NuOption = 0.0,
     clip: ClipOption = None,
@@ -431,7 +438,7 @@ def evaluate(
 ) -> None:
     """Measure checkpoints against their training images; every figure carries how it was measured."""
     from pdlab.diffusion.samplers import takes
-    from pdlab.report import evaluate_checkpoints, print_report
+    from pdlab.report import evaluate_checkpoints, evaluate_density, print_density, print_report
     from pdlab.training.checkpoint import known
     from pdlab.training.machine import Machine
     from pdlab.zoo import find
@@ -446,16 +453,22 @@ def evaluate(
     if len(sources) > 1:
         names = ", ".join(sorted(sources))
         raise PdlabError(f"these checkpoints are of different data sets ({names}): evaluate one at a time")
+    source, held_out = _data_of(models[0], data, dataset, download), _held_out(models[0], data)
+    if density:
+        images = source if held_out is None else held_out
+        print_density(evaluate_density(models, images, machine, out, n=n or 256, seed=seed))
+        console.say(f"Wrote {out}.")
+        return
     report = evaluate_checkpoints(
         models,
-        _data_of(models[0], data, dataset, download),
-        _held_out(models[0], data),
+        source,
+        held_out,
         machine,
         out,
         counts=counts,
         features=features.value,
         weights=weights,
-        n=n,
+        n=n or 5000,
         sampler=sampler,
         seed=seed,
         clip=clip,

@@ -20,6 +20,7 @@ from pdlab.errors import PdlabError
 from pdlab.figures.mosaic import mosaic
 from pdlab.files import alone, atomic_file, check_place, write
 from pdlab.metrics.card import Kind, Row, by_sampler
+from pdlab.metrics.density import check_density, measure_density
 from pdlab.metrics.evaluate import Decode, Yardstick, evaluate, labels_of, samples_of
 from pdlab.metrics.features import extractor
 from pdlab.training.checkpoint import Checkpoint, load
@@ -104,6 +105,39 @@ def evaluate_checkpoints(
         }
         write_report(out, report)
     return report
+
+
+def evaluate_density(
+    models: list[Checkpoint], images: Source, machine: Machine, out: Path, *, n: int, seed: int = 0
+) -> dict[str, Any]:
+    """Bits per dimension of the first `n` of `images` under each of `models`; writes and returns the report.
+
+    Raises PdlabError for data that are not images, and for a model without a density, such as a student.
+    """
+    if not isinstance(images, ImageSource):
+        raise PdlabError(f"{images.name} is 2-D: pdlab evaluate measures images only")
+    for model in models:
+        check_density(model.denoiser)
+    check_place(out, "choose another --out")
+    started, rows = time.monotonic(), []
+    with alone(out, f"another pdlab writes {out}: wait for it, or choose another --out", "choose another --out"):
+        with Log() as log:
+            for model in models:
+                show = partial(log.advance, f"{model.path.name if model.path else 'model'}, bits per dimension")
+                rows += measure_density(model, images, n, machine, seed=seed, progress=show)
+        report = {"rows": [row.to_dict() for row in rows], "seconds": time.monotonic() - started}
+        write_report(out, report)
+    return report
+
+
+def print_density(report: dict[str, Any]) -> None:
+    """The figures of `evaluate_density`, a line each."""
+    for row in map(Row.from_dict, report["rows"]):
+        of, how = row.card.reference, row.card.sampler["name"]
+        console.say(
+            f"{row.model}: {row.value:.3f} ± {row.spread:.3f} bits per dimension by the {how}; {row.card.n:,} "
+            f"images of {of['name']}, {of['split']} split; {row.card.rounding}; {row.card.nfe} calls an image"
+        )
 
 
 def default_steps(model: Checkpoint) -> list[int]:

@@ -12,13 +12,14 @@ from pdlab import __version__
 from pdlab.errors import PdlabError
 from pdlab.metrics.features import FeatureExtractor
 
-Kind = Literal["frechet", "kernel", "agreement", "precision", "recall"]
+Kind = Literal["frechet", "kernel", "agreement", "precision", "recall", "density"]
 _NAMES: dict[Kind, str] = {
     "frechet": "F",
     "kernel": "KD-",
     "agreement": "agreement-",
     "precision": "precision-",
     "recall": "recall-",
+    "density": "bits/dim-",
 }
 
 
@@ -73,8 +74,8 @@ class Row:
 
     @property
     def better(self) -> str:
-        """Which figures are better: "lower" for distances, "higher" for shares."""
-        return "lower" if self.kind in ("frechet", "kernel") else "higher"
+        """Which figures are better: "lower" for distances and code lengths, "higher" for shares."""
+        return "lower" if self.kind in ("frechet", "kernel", "density") else "higher"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
