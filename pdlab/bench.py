@@ -2,13 +2,18 @@
 
 Ours is the loop, the round and the sampler that `pdlab train`, `distill` and `sample` run. The peer is what a
 tutorial would write: diffusers' `UNet2DModel` of equal blocks, parameters and FLOPs, AdamW and a DataLoader;
-and its `DDIMPipeline`. Machines differ and are shared, so no absolute time is a result.
+and its `DDIMPipeline`; once as they come, in float32, and once in the precision that ours runs in. The graphs that
+`pdlab export` writes are peers of our sampler in float32. Machines differ and are shared, so no absolute time is a
+result.
 """
 
+import importlib
 import json
 import math
 import os
+import shutil
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -17,12 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._inductor
 import torch.nn.functional as F
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from pdlab import console
+from pdlab.adapters.graph import GraphSampler, export_onnx, export_torch
 from pdlab.data.source import ImageSource, to_uint8
 from pdlab.diffusion.samplers import sample
 from pdlab.distillation.throughput import distillation_step, training_step
@@ -77,22 +84,22 @@ def bench(
     peer = peer_network(settings.network).to(machine.device)
     sizes = _sizes(settings, peer)
     ours = partial(training_step(settings, source, machine, batch), 2)
-    results = [
-        compare(
-            f"training, batch {batch}", ours, peer_training_step(peer, source, machine, batch), machine, repeats
-        ),
-        compare(
-            f"distillation beside our training, batch {batch}",
-            partial(distillation_step(settings, source, machine, batch), 2),
-            ours,
-            machine,
-            max(3, repeats // 2),
-        ),
-    ]
-    for steps in (8, 1):
-        name = f"sampling 16 images in {steps} step{'s' if steps > 1 else ''}"
-        one, two = sampling(settings, machine, 16, steps), peer_sampling(peer, machine, 16, steps)
-        results.append(compare(name, one, two, machine, 2 * repeats))
+    round_ = partial(distillation_step(settings, source, machine, batch), 2)
+    results = [compare("a round beside our training", round_, ours, machine, max(3, repeats // 2))]
+    own = machine.precision_for(peer)
+    for precision in dict.fromkeys(("fp32", own)):
+        theirs = peer_training_step(peer, source, machine, batch, precision)
+        results.append(compare(f"training, {own}; diffusers, {precision}", ours, theirs, machine, repeats))
+        for steps in (8, 1):
+            name = f"16 images in {steps} step{'s' if steps > 1 else ''}, {own}; diffusers, {precision}"
+            one = sampling(settings, machine, 16, steps)
+            results.append(
+                compare(name, one, peer_sampling(peer, machine, 16, steps, precision), machine, 2 * repeats)
+            )
+    plain = Machine(device, "fp32", compile)
+    for kind, graph in graphs(settings, 16, 1).items():
+        name = f"16 images in 1 step on the CPU, fp32; {kind}, fp32"
+        results.append(compare(name, sampling(settings, plain, 16, 1), graph, plain, 2 * repeats))
     error = bf16_error(settings, machine)
     table = Table("", "ours, s", "peer, s", "peer / ours", "quartiles")
     for r in results:
@@ -187,9 +194,9 @@ class _Images(Dataset[Tensor]):
 
 
 def peer_training_step(
-    network: nn.Module, source: ImageSource, machine: Machine, batch: int
+    network: nn.Module, source: ImageSource, machine: Machine, batch: int, precision: str
 ) -> Callable[[], object]:
-    """Two updates of a plain float32 loop."""
+    """Two updates of a plain loop, under autocast for "bf16"."""
     scheduler = _diffusers().DDPMScheduler()
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-4)
     loader = DataLoader(_Images(source.images.cpu()), batch_size=batch, shuffle=True, drop_last=True)
@@ -205,7 +212,9 @@ def peer_training_step(
             x = x.to(machine.device)
             eps = torch.randn_like(x)
             t = torch.randint(0, 1000, (batch,), device=x.device)
-            loss = F.mse_loss(network(scheduler.add_noise(x, eps, t), t).sample, eps)
+            with _autocast(machine, precision):
+                found = network(scheduler.add_noise(x, eps, t), t).sample
+            loss = F.mse_loss(found.float(), eps)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
@@ -214,12 +223,54 @@ def peer_training_step(
     return work
 
 
-def peer_sampling(network: nn.Module, machine: Machine, n: int, steps: int) -> Callable[[], object]:
-    """`n` images by diffusers' `DDIMPipeline`."""
+def peer_sampling(network: nn.Module, machine: Machine, n: int, steps: int, precision: str) -> Callable[[], object]:
+    """`n` images by diffusers' `DDIMPipeline`, under autocast for "bf16"."""
     diffusers = _diffusers()
     pipeline = diffusers.DDIMPipeline(network.eval(), diffusers.DDIMScheduler())
     pipeline.set_progress_bar_config(disable=True)
-    return lambda: pipeline(batch_size=n, num_inference_steps=steps, output_type="np")
+
+    def work() -> object:
+        with _autocast(machine, precision):
+            return pipeline(batch_size=n, num_inference_steps=steps, output_type="np")
+
+    return work
+
+
+def _autocast(machine: Machine, precision: str) -> torch.autocast:
+    return torch.autocast(machine.device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def graphs(settings: Preset, n: int, steps: int) -> dict[str, Callable[[], object]]:
+    """`n` images by the graphs of `pdlab export`, by the name of what runs them on the CPU; {} without onnxruntime.
+
+    The `.pt2` is run as it is loaded, and compiled by AOTInductor where there is a C++ compiler.
+    """
+    denoiser = new_denoiser(settings, 0).eval()
+    found: dict[str, Callable[[], object]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        onnx, exported = Path(folder) / "sampler.onnx", Path(folder) / "sampler.pt2"
+        try:
+            export_onnx(denoiser, onnx, steps)
+        except PdlabError:
+            return {}
+        export_torch(denoiser, exported, steps)
+        sampler = GraphSampler(denoiser, steps)
+        given = [part.repeat(n, *[1] * (part.ndim - 1))[:n] for part in sampler.examples(settings.network.shape)]
+        runtime = importlib.import_module("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = runtime.InferenceSession(onnx.read_bytes(), options, providers=["CPUExecutionProvider"])
+        feed = {name: part.numpy() for name, part in zip(sampler.inputs, given, strict=True)}
+        found["onnxruntime"] = lambda: session.run(None, feed)
+        program = torch.export.load(exported)
+        module = program.module()
+        found["torch.export"] = torch.inference_mode()(lambda: module(*given))
+        if shutil.which("g++") or shutil.which("clang++"):
+            package = str(Path(folder) / "compiled.pt2")
+            torch._inductor.aoti_compile_and_package(program, package_path=package)
+            compiled = torch._inductor.aoti_load_package(package)
+            found["AOTInductor"] = lambda: compiled(*given)
+    return found
 
 
 def bf16_error(settings: Preset, machine: Machine, n: int = 16, steps: int = 8) -> float:

@@ -170,7 +170,8 @@ class Denoiser(nn.Module):
         none = torch.full((z.shape[0],), self.num_classes, device=z.device)
         twice = self._answer(torch.cat([z, z]), torch.cat([logsnr, logsnr]), torch.cat([labels, none]))
         # x, eps and v are affine in raw, and 1 + w − w = 1: guiding raw guides them all.
-        conditional, unconditional = twice.chunk(2)
+        n = z.shape[0]  # chunk, and len, would tie an exported graph to its batch
+        conditional, unconditional = twice[:n], twice[n:]
         w = per_example(torch.as_tensor(guidance, dtype=z.dtype, device=z.device), z)
         return conditional + w * (conditional - unconditional)
 

@@ -1,5 +1,6 @@
 """Samplers as graphs: they draw what ours draws, for any number of noises, and nothing else is written."""
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -98,6 +99,23 @@ def test_an_unconditional_teacher_takes_noise_alone(tmp_path: Path, pdlab) -> No
     noise = torch.randn(5, 1, 4, 4)
     with torch.no_grad():
         assert (torch.export.load(out).module()(noise) - sample(denoiser, noise, 3)).abs().max() < 1e-5
+
+
+def test_a_guided_teacher_s_graph_takes_any_number_of_noises(tmp_path: Path) -> None:
+    """Two evaluations a step, in one call of twice the batch, which no graph may fix."""
+    torch.manual_seed(0)
+    config = dataclasses.replace(UNET, guidance_max=0.0, null_class=True)
+    network = build(config, "x")
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    teacher = Denoiser(network, "x", CosineSchedule(-20, 7), **conditioning(config)).eval()
+    assert graph.export_torch(teacher, tmp_path / "a.pt2", 2) <= graph.TOLERANCE
+    program = torch.export.load(tmp_path / "a.pt2").module()
+    for n in (1, 7):
+        noise, labels, guidance = inputs(n)
+        with torch.no_grad():
+            expected = sample(teacher, noise, 2, labels=labels, guidance=guidance)
+        assert (program(noise, labels, guidance) - expected).abs().max() < 1e-5
 
 
 def test_a_graph_that_draws_something_else_is_not_written(
