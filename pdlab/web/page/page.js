@@ -225,9 +225,11 @@ async function work() {
   if (working || !engine) return;
   working = true;
   try {
-    for (let job = next(); job; job = next()) {
-      await job();
+    for (;;) {
       if (playing) await new Promise(requestAnimationFrame).then(sweep);
+      const job = next();
+      if (job) await job();
+      else if (!playing) break;
     }
     document.body.dataset.quiet = performance.now() - touched >= QUIET;
     if (!playing && performance.now() - touched < QUIET) setTimeout(work, QUIET);
@@ -398,7 +400,6 @@ function listen() {
   for (const input of all('input[name="engine"]')) input.addEventListener("change", () => choose(input.value));
   $("play").addEventListener("click", () => {
     play(!playing);
-    if (playing) sweep();
     set({});
     if (!playing) remember();
   });
