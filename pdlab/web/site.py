@@ -93,13 +93,13 @@ def check_page(out: Path) -> None:
         check_place(out, _ASK)
         return
     try:
+        if out.is_symlink():
+            raise PdlabError("a link")
         own = {MANIFEST, *schema.read(out / MANIFEST, Written)["files"]}
     except (OSError, PdlabError):
         raise PdlabError(f"{out} exists and is no page of pdlab: {_ASK}") from None
     own |= {str(parent) for name in own for parent in Path(name).parents}
-    if out.is_symlink() or (
-        foreign := sorted(name for path in out.rglob("*") if (name := str(path.relative_to(out))) not in own)
-    ):
+    if foreign := sorted(name for path in out.rglob("*") if (name := str(path.relative_to(out))) not in own):
         raise PdlabError(f"{out} holds what is not the page's ({', '.join(foreign[:3])}): move it away, or {_ASK}")
 
 

@@ -22,6 +22,8 @@ function say(text, error = false) {
 
 // Loading: nothing is used whose hash is not the page's.
 
+class Missing extends Error {}
+
 async function get({ url, integrity }, what) {
   try {
     const answer = await fetch(url, { integrity, credentials: "omit" });
@@ -29,7 +31,8 @@ async function get({ url, integrity }, what) {
   } catch {
     // no connection, or another file: the browser does not say which
   }
-  throw new Error(`${what} could not be loaded, or is not the file that this page was made with: ${url}. Reload the page, or make it again.`);
+  const remedy = url.startsWith("https:") ? "make it again with --vendored" : "put its whole folder on the server again";
+  throw new Missing(`${what} could not be loaded, or is not the file that this page was made with: ${url}. Reload the page, or ${remedy}.`);
 }
 
 class Engine {
@@ -45,7 +48,8 @@ class Engine {
       data.error === undefined ? resolve(data.answer) : reject(new Error(data.error));
     };
     this.worker.onerror = (event) => {
-      for (const { reject } of this.asked.values()) reject(new Error(event.message || "worker.js could not be started"));
+      this.broken = new Error(event.message || "worker.js could not be started: put the whole folder on the server again");
+      for (const { reject } of this.asked.values()) reject(this.broken);
       this.asked.clear();
     };
   }
@@ -62,6 +66,7 @@ class Engine {
   ask(message, transfer = []) {
     const id = (this.count = (this.count ?? 0) + 1);
     return new Promise((resolve, reject) => {
+      if (this.broken) throw this.broken;
       this.asked.set(id, { resolve, reject });
       this.worker.postMessage({ ...message, id }, transfer);
     });
@@ -136,8 +141,8 @@ function greys(image) {
 function paint(canvas, image, side) {
   const [channels, height, width] = ladder.shape;
   const size = width * height;
-  if (canvas.width !== width || canvas.height !== height || !canvas.style.width) {
-    Object.assign(canvas, { width, height });
+  if (!image || canvas.width !== width || canvas.height !== height) {
+    Object.assign(canvas, { width, height }); // which clears it
     canvas.style.width = `${width * Math.max(1, Math.floor(side / width))}px`;
   }
   if (!image) return;
@@ -150,11 +155,18 @@ function paint(canvas, image, side) {
   canvas.getContext("2d").putImageData(pixels, 0, 0);
 }
 
-const STAGE = 320, RUNG = 160, SMALL = 64, NOISE = 48;
+const STAGE = innerWidth < 480 ? 256 : 320, RUNG = 160, SMALL = 64, NOISE = 48; // pixels, or the whole scale below
+
+const label = (element, text) => element.setAttribute("aria-label", text);
 
 function blank() {
   paint($("picture"), null, STAGE);
-  for (const canvas of all("[data-rung]")) paint(canvas, null, RUNG);
+  delete $("picture").dataset.drawn;
+  for (const canvas of all("[data-rung]")) {
+    paint(canvas, null, RUNG);
+    label(canvas, `${plural(Number(canvas.dataset.rung), "step")}: not loaded`);
+    document.querySelector(`[data-time="${canvas.dataset.rung}"]`).textContent = "not loaded";
+  }
   for (const canvas of all("[data-class]")) paint(canvas, null, SMALL);
 }
 
@@ -168,7 +180,7 @@ function showRung(steps, image, milliseconds) {
   const canvas = document.querySelector(`[data-rung="${steps}"]`);
   if (!canvas) return;
   paint(canvas, image, RUNG);
-  canvas.ariaLabel = [`${ladder.name}, ${plural(steps, "step")}`, ...words()].join(", ");
+  label(canvas, [`${ladder.name}, ${plural(steps, "step")}`, ...words()].join(", "));
   document.querySelector(`[data-time="${steps}"]`).textContent = `${plural(steps, "call")}, ${milliseconds.toFixed(0)} ms here`;
 }
 
@@ -177,12 +189,12 @@ function showRung(steps, image, milliseconds) {
 const key = (...parts) => JSON.stringify(parts);
 const condition = () => [wish.from, wish.to, wish.mix, wish.guidance];
 
-function next() {
+function next(quiet) {
   const steps = wish.steps;
   const now = key(...condition(), wish.class);
   if (!engine.ready.has(steps)) return () => engine.student(steps);
   if (shown.stage !== key(now, steps)) return () => drawStage(now, steps);
-  if (playing || performance.now() - touched < QUIET) return null;
+  if (!quiet) return null;
   for (const { steps: other } of ladder.rungs) {
     if (engine.ready.has(other) && shown.rungs.get(other) !== now) return () => drawRung(now, other);
   }
@@ -203,7 +215,7 @@ async function drawStage(now, steps) {
   paint($("picture"), image, STAGE);
   showRung(steps, image, milliseconds);
   const told = [`${ladder.name}, student of ${plural(steps, "step")}`, plural(steps, "network call"), ...words()];
-  $("picture").ariaLabel = told.join(", ");
+  label($("picture"), told.join(", "));
   $("caption").textContent = [...told, `${milliseconds.toFixed(0)} ms in this browser (${by()})`, ...(rate ? [`${rate.toFixed(0)} images a second`] : [])].join(" · ");
   $("picture").dataset.drawn = shown.stage;
 }
@@ -220,36 +232,38 @@ async function drawClass(plain, k, steps) {
   paint(document.querySelector(`[data-class="${k}"]`), image, SMALL);
 }
 
-let working = false;
+let working = null; // the engine that draws
 async function work() {
-  if (working || !engine) return;
-  working = true;
-  try {
-    for (;;) {
-      if (playing) await new Promise(requestAnimationFrame).then(sweep);
-      const job = next();
-      if (job) await job();
-      else if (!playing) break;
-    }
-    document.body.dataset.quiet = performance.now() - touched >= QUIET;
-    if (!playing && performance.now() - touched < QUIET) setTimeout(work, QUIET);
-  } catch (error) {
-    await fail(error);
-  } finally {
-    working = false;
+  if (!engine || working === engine) return;
+  const mine = (working = engine);
+  const failed = await drawAll(mine).then(() => null, (error) => error);
+  if (working !== mine) return; // another engine was chosen meanwhile
+  working = null;
+  if (failed) await fail(failed);
+}
+
+async function drawAll(mine) {
+  let quiet = false;
+  while (engine === mine) {
+    if (playing) await new Promise(requestAnimationFrame).then(sweep);
+    quiet = !playing && performance.now() - touched >= QUIET;
+    const job = next(quiet);
+    if (job) await job();
+    else if (!playing) break;
   }
+  document.body.dataset.quiet = quiet;
+  if (!quiet) setTimeout(work, QUIET);
 }
 
 async function fail(error) {
   play(false);
-  if (engine?.kind === "webgpu") {
-    await choose("wasm", `The graphics card was given up (${error.message}).`);
-    return;
-  }
-  const loaded = ladder.rungs.find((rung) => engine?.ready.has(rung.steps));
-  if (loaded && !engine.ready.has(wish.steps)) set({ steps: loaded.steps });
+  if (engine.kind === "webgpu" && !(error instanceof Missing)) return choose("wasm", given(error));
+  const loaded = ladder.rungs.find((rung) => engine.ready.has(rung.steps));
+  if (!engine.ready.has(wish.steps)) set({ steps: loaded.steps });
   say(error.message, true);
 }
+
+const given = (error) => `The graphics card was given up (${error.message}): the processor computes.`;
 
 // Controls
 
@@ -300,7 +314,7 @@ function figures() {
 
 function play(on) {
   playing = on;
-  $("play").ariaPressed = on;
+  $("play").setAttribute("aria-pressed", on);
   $("play").textContent = on ? "Stop" : "Play";
   sweptAt = performance.now();
   if (!on) touched = performance.now();
@@ -352,35 +366,37 @@ function recall() {
 
 async function choose(kind, because = "") {
   engine?.worker.terminate();
-  engine = null;
+  engine = working = null;
   shown.stage = "";
   shown.rungs.clear();
+  shown.classes.clear();
+  blank();
   for (const input of all('input[name="engine"]')) input.checked = input.value === kind;
   try {
     const made = await Engine.start(kind);
     await made.student(ladder.rungs[0].steps); // the least to load before there is a picture
     engine = made;
-    if (because) say(`${because} The processor computes.`);
-    $("controls").inert = false;
-    if ($("load")) $("load").disabled = false;
-    working = false;
-    remember();
-    set({});
   } catch (error) {
-    if (kind === "webgpu") return choose("wasm", `The graphics card was given up (${error.message}).`);
-    say(error.message, true);
+    if (kind === "webgpu" && !(error instanceof Missing)) return choose("wasm", given(error));
+    return say(error.message, true);
   }
+  if (because) say(because);
+  $("controls").inert = false;
+  if ($("load")) Object.assign($("load"), { disabled: false, hidden: false });
+  remember();
+  set({});
 }
 
 async function loadAll() {
   $("load").disabled = true;
+  const mine = engine;
   try {
-    for (const { steps } of ladder.rungs) await engine.student(steps);
+    for (const { steps } of ladder.rungs) await mine.student(steps);
     $("load").hidden = true;
     set({});
   } catch (error) {
     $("load").disabled = false;
-    await fail(error);
+    if (mine === engine) await fail(error);
   }
 }
 
