@@ -558,7 +558,9 @@ def export_torch(
 
 @export_app.command("web")
 def export_web(
-    ladder: Annotated[str, typer.Argument(metavar="LADDER", help="A ladder of pdlab zoo, or the folder of one or a run.")],
+    ladder: Annotated[
+        str, typer.Argument(metavar="LADDER", help="A ladder of pdlab zoo, or the folder of one or a run.")
+    ],
     out: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write.")],
     vendored: Annotated[
         bool, typer.Option("--vendored", help="onnxruntime-web beside the page, not from a CDN; fetched once.")

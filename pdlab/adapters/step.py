@@ -6,6 +6,7 @@ radians is not ours, and one graph does for all steps. Norms are InstanceNormali
 exporter of PyTorch writes them; B is 1.
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,8 +104,14 @@ def step_graph(sampler: GraphSampler, shape: tuple[int, ...]) -> StepGraph:
     )
     session = runtime.InferenceSession(clock.SerializeToString(), providers=["CPUExecutionProvider"])
     times = [
-        dict(zip(wanted, session.run(wanted, {"t": np.array(t, np.float32), "s": np.array(s, np.float32)}), strict=True))
-        for t, s in zip(grid, grid[1:], strict=False)
+        dict(
+            zip(
+                wanted,
+                session.run(wanted, {"t": np.array(t, np.float32), "s": np.array(s, np.float32)}),
+                strict=True,
+            )
+        )
+        for t, s in itertools.pairwise(grid)
     ]
 
     inputs = [value for value in graph.input if value.name not in ("t", "s")]

@@ -1,6 +1,6 @@
 """Weights for a page: every row of a matrix as whole numbers of 12 bits and a scale, gzipped.
 
-    scales float32 `[rows]`, low bytes uint8 `[values]`, high bits uint8 `[values]`;  value = scale · (number − 2047)
+    scales float32 `[rows]`, low bytes uint8 `[values]`, high bits uint8 `[values]`; value = scale (number − 2047)
 
 A row is what a weight's first side counts (an output channel); a vector's rows have one value, and are exact but
 for rounding. The low bytes are noise, the high bits are few and often the same: apart, gzip makes 5.4 M weights

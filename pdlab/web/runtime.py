@@ -1,7 +1,7 @@
 """onnxruntime-web (MIT), from npm: the files of it that a page runs, pinned by their hashes.
 
-Two builds, of which a browser loads one: `wasm` for processors (14 MB, 3.7 MB as servers compress it), and `jspi` for
-graphics cards, where the browser has WebGPU and lets WebAssembly wait for it (17 MB, 4.1 MB). One build for both
+Two builds, of which a browser loads one: `wasm` for processors (14 MB, 3.7 MB as servers compress it), and `jspi`
+for graphics cards, where the browser has WebGPU and lets WebAssembly wait for it (17 MB, 4.1 MB). One build for both
 would be `asyncify`, of 27 MB. Both run on one thread: more need headers that static hosts do not send.
 """
 
@@ -62,24 +62,6 @@ BUILDS = {
     ),
 }
 FILES = [file for build in BUILDS.values() for file in build]
-#: What the files are licensed by; the package names it, and has no file of its own.
-LICENSE = """MIT License
-
-Copyright (c) Microsoft Corporation
-
-Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
-documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
-rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
-persons to whom the Software is furnished to do so, subject to the following conditions:
-
-The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
-Software.
-
-THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
-WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
-COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
-OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
-"""
 
 
 def integrity(content: bytes) -> str:

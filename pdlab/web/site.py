@@ -1,10 +1,10 @@
 """Writing the page: what the browser loads at once, and what it loads when it is first used.
 
-    index.html, style.css, page.js, worker.js    the page itself
-    page.json                                    the ladder, every file's hash; sealed, as all JSON of ours
-    noise.bin                                    noises to begin with, float32
-    student-0001.onnx, student-0001.bin, …       one step as a graph, and the weights (see `packed`)
-    runtime/                                     onnxruntime-web, if the page is to ask no other host
+index.html, style.css, page.js, worker.js    the page itself
+page.json                                    the ladder, every file's hash; sealed, as all JSON of ours
+noise.bin                                    noises to begin with, float32
+student-0001.onnx, student-0001.bin, …       one step as a graph, and the weights (see `packed`)
+runtime/                                     onnxruntime-web, if the page is to ask no other host
 """
 
 import base64
@@ -53,8 +53,9 @@ def write_site(
 ) -> dict[str, int]:
     """Write the page of `ladder` as the folder `out`; returns the bytes of every file, by its name.
 
-    `vendored` puts onnxruntime-web beside the page, fetched once into pdlab's cache; without it the browser takes the
-    same files from a CDN. `say` is told what is being done. A page at `out` is replaced when the new one is whole.
+    `vendored` puts onnxruntime-web beside the page, fetched once into pdlab's cache; without it the browser takes
+    the same files from a CDN. `say` is told what is being done. A page at `out` is replaced when the new one is
+    whole.
 
     Raises PdlabError for a ladder that there is not, an `out` that is something else than a page, a student that
     cannot be exported or whose images packing changes too much, where onnx is not installed, and, vendored, where
@@ -65,7 +66,7 @@ def write_site(
     found = students(ladder)
     files = {f"runtime/{name}": content for name, content in runtime.fetch().items()} if vendored else {}
     if vendored:
-        files["runtime/LICENSE"] = runtime.LICENSE.encode()
+        files["runtime/LICENSE"] = (PAGE / "LICENSE-onnxruntime").read_bytes()
     files |= {name: (PAGE / name).read_bytes() for name in ASSETS}
     files["noise.bin"] = found.noise.numpy().astype("<f4").tobytes()
     rungs = []
@@ -117,8 +118,8 @@ def _rung(found: Students, steps: int, files: dict[str, bytes]) -> dict[str, Any
         apart = max(apart, float(np.abs(drawn - _drawn(denoiser, noise, condition).numpy()).max()) * 127.5)
     if not apart <= TOLERANCE:
         raise PdlabError(
-            f"with weights of 12 bits the student of {steps} steps draws other images, up to {apart:.2g} grey levels "
-            "apart: its page cannot be made"
+            f"with weights of 12 bits the student of {steps} steps draws other images, up to {apart:.2g} grey "
+            "levels apart: its page cannot be made"
         )
     known = min(FIRST, len(found.noise) - 1)
     example = _drawn(denoiser, found.noise[known : known + 1], _condition(found, sampler.inputs, known))
@@ -164,7 +165,11 @@ def _told(found: Students, rungs: list[dict[str, Any]], files: dict[str, bytes])
 
 def _index(told: dict[str, Any], vendored: bool) -> str:
     templates = Environment(
-        loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(PAGE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     hosts = "" if vendored else f" {runtime.CDN_HOST}"
     return templates.get_template("index.html.j2").render(**told, hosts=hosts, version=runtime.VERSION)

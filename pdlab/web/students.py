@@ -24,8 +24,8 @@ MOST_STEPS = 64
 class Students:
     """The students of a ladder, by their steps, least first; `load` gives one.
 
-    `noise` is float32 `[n, C, H, W]`, noise k for class k mod `len(classes)`. `shown` is the guidance to begin with,
-    `most` the largest. `figures` are Fréchet distances by steps, each with the guidance that it was measured at.
+    `noise` is float32 `[n, C, H, W]`, noise k for class k mod `len(classes)`. `shown` is the guidance to begin
+    with, `most` the largest. `figures` are Fréchet distances by steps, each with the guidance that it was measured at.
     """
 
     name: str

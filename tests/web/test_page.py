@@ -1,5 +1,6 @@
-"""The page in a browser: it draws what Python draws, asks nobody but its host, and says in a line what went wrong."""
+"""The page in a browser: it draws what Python draws, asks its host alone, and says in a line what went wrong."""
 
+import contextlib
 import functools
 import http.server
 import math
@@ -21,6 +22,7 @@ from pdlab.diffusion.samplers import sample
 from pdlab.training.checkpoint import load
 from pdlab.web import runtime
 from pdlab.web.site import write_site
+from pdlab.web.students import students
 
 pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -36,34 +38,46 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         """Nothing."""
 
 
-def host(folder: Path) -> tuple[http.server.ThreadingHTTPServer, str]:
+@contextlib.contextmanager
+def hosted(folder: Path) -> Iterator[str]:
+    """The address that `folder` is served at."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    return server, f"http://127.0.0.1:{server.server_port}/"
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
 
 
-@pytest.fixture(scope="module")
-def places(
-    tmp_path_factory: pytest.TempPathFactory, fetched: dict[str, bytes], guided_run: Path, plain_run: Path
-) -> dict[str, Path]:
-    """Pages: of the ladder that ships and of grey images with the runtime beside them, of a small one without."""
+def vendored(ladder: str, folder: Path, fetched: dict[str, bytes]) -> None:
     pytest.importorskip("onnxruntime")
-    made = {name: tmp_path_factory.mktemp("pages") / name for name in ("shipped", "plain", "cdn")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runtime, "fetch", lambda: fetched)
-        write_site(zoo.default(), made["shipped"], vendored=True)
-        write_site(str(plain_run), made["plain"], vendored=True)
-        write_site(str(guided_run), made["cdn"])
-    return made
+        write_site(ladder, folder, vendored=True)
 
 
 @pytest.fixture(scope="module")
-def hosts(places: dict[str, Path]) -> Iterator[dict[str, str]]:
-    running = {name: host(place) for name, place in places.items()}
-    yield {name: address for name, (_, address) in running.items()}
-    for server, _ in running.values():
-        server.shutdown()
-        server.server_close()
+def shipped(tmp_path_factory: pytest.TempPathFactory, fetched: dict[str, bytes]) -> Iterator[str]:
+    """The ladder that ships, with the runtime beside it."""
+    vendored(zoo.default(), place := tmp_path_factory.mktemp("pages") / "shipped", fetched)
+    with hosted(place) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory, fetched: dict[str, bytes], plain_run: Path) -> Iterator[str]:
+    """Grey images without classes."""
+    vendored(str(plain_run), place := tmp_path_factory.mktemp("pages") / "plain", fetched)
+    with hosted(place) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def cdn(tmp_path_factory: pytest.TempPathFactory, fetched: dict[str, bytes], guided_run: Path) -> Iterator[str]:
+    """A small ladder, its runtime where it is by default."""
+    pytest.importorskip("onnxruntime")
+    write_site(str(guided_run), place := tmp_path_factory.mktemp("pages") / "cdn")
+    with hosted(place) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +96,14 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
     pages, wrong = [], []
 
     def open_page(
-        address: str, state: dict[str, object] | None = None, *, width: int = 1280, dark: bool = False, cdn: bool = False
+        address: str,
+        state: dict[str, object] | None = None,
+        *,
+        width: int = 1280,
+        dark: bool = False,
+        cdn: bool = False,
     ) -> Page:
-        page = browser.new_page(
-            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"
-        )
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light")
         page.set_default_timeout(PATIENCE)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         allowed = (address, "data:", f"blob:{address}", *([runtime.CDN] if cdn else []))
@@ -129,9 +146,7 @@ def apart(page: Page, expected: Tensor, selector: str = "#picture") -> int:
 
 def ours(steps: int, noise: Tensor, label: int, guidance: float) -> Tensor:
     with torch.no_grad():
-        return sample(
-            zoo.load(zoo.default(), steps), noise[None], labels=torch.tensor([label]), guidance=guidance
-        )
+        return sample(zoo.load(zoo.default(), steps), noise[None], labels=torch.tensor([label]), guidance=guidance)
 
 
 def arc(a: Tensor, b: Tensor, mix: float) -> Tensor:
@@ -144,7 +159,7 @@ def arc(a: Tensor, b: Tensor, mix: float) -> Tensor:
     [(1, 3, 4, 0, 3, 1.5), (1, 0, 19, 0.35, 8, 0), (2, 12, 5, 1, 2, 3), (4, 9, 8, 0.5, 9, 0.7), (8, 1, 2, 0, 1, 3)],
 )
 def test_images_are_those_of_python(
-    hosts: dict[str, str],
+    shipped: str,
     visit: Callable[..., Page],
     steps: int,
     a: int,
@@ -154,18 +169,23 @@ def test_images_are_those_of_python(
     guidance: float,
 ) -> None:
     told = {"from": a, "to": b, "mix": mix, "class": label, "guidance": guidance, "steps": steps}
-    page = visit(hosts["shipped"], told)
+    page = visit(shipped, told)
     drawn(page)
     z = zoo.noise(zoo.default())
     noise = arc(z[a], z[b], mix) if 0 < mix < 1 else z[b if mix else a]
     assert apart(page, ours(steps, noise, label, guidance)) <= 2
     caption = page.inner_text("#caption")
-    for text in (f"student of {steps} step", zoo.classes(zoo.default())[label], f"guidance {guidance:.1f}", " ms in"):
+    for text in (
+        f"student of {steps} step",
+        zoo.classes(zoo.default())[label],
+        f"guidance {guidance:.1f}",
+        " ms in",
+    ):
         assert text in caption
 
 
-def test_all_students_and_classes_draw_from_the_same_noise(hosts: dict[str, str], visit: Callable[..., Page]) -> None:
-    page = visit(hosts["shipped"], {"from": 6, "class": 6})
+def test_all_students_and_classes_draw_from_the_same_noise(shipped: str, visit: Callable[..., Page]) -> None:
+    page = visit(shipped, {"from": 6, "class": 6})
     quiet(page)
     expect(page.locator("[data-time='8']")).to_have_text("not loaded")
     page.click("#load")
@@ -182,10 +202,13 @@ def test_all_students_and_classes_draw_from_the_same_noise(hosts: dict[str, str]
     expect(page.locator("#measured")).to_contain_text("at guidance 0;")
 
 
-def test_little_is_loaded_before_there_is_a_picture(hosts: dict[str, str], visit: Callable[..., Page]) -> None:
+def test_little_is_loaded_before_there_is_a_picture(shipped: str, visit: Callable[..., Page]) -> None:
     sizes: dict[str, int] = {}
-    page = visit(hosts["shipped"])
-    page.on("response", lambda answer: sizes.update({answer.url.rpartition("/")[2]: int(answer.headers["content-length"])}))
+    page = visit(shipped)
+    page.on(
+        "response",
+        lambda answer: sizes.update({answer.url.rpartition("/")[2]: int(answer.headers["content-length"])}),
+    )
     page.reload()
     drawn(page)
     assert {"student-0001.bin", "page.js", "ort-wasm-simd-threaded.wasm"} <= set(sizes)
@@ -195,12 +218,10 @@ def test_little_is_loaded_before_there_is_a_picture(hosts: dict[str, str], visit
 
 
 @pytest.mark.parametrize("width", [400, 1280])
-def test_it_fits_small_and_large_in_light_and_dark(
-    hosts: dict[str, str], visit: Callable[..., Page], width: int
-) -> None:
+def test_it_fits_small_and_large_in_light_and_dark(shipped: str, visit: Callable[..., Page], width: int) -> None:
     colours = []
     for dark in (False, True):
-        page = visit(hosts["shipped"], width=width, dark=dark)
+        page = visit(shipped, width=width, dark=dark)
         drawn(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         scale = page.evaluate("document.getElementById('picture').getBoundingClientRect().width / 32")
@@ -216,7 +237,7 @@ def test_it_fits_small_and_large_in_light_and_dark(
         assert min(contrast(*pair) for pair in pairs) >= 4.5
         colours.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
         unnamed = page.locator("input, button, canvas:not([aria-hidden])").evaluate_all(
-            "all => all.filter(one => !(one.ariaLabel || one.innerText || one.labels?.length)).map(one => one.outerHTML)"
+            "all => all.filter(one => !(one.ariaLabel || one.innerText || one.labels?.length)).map(one => one.id)"
         )
         assert unnamed == []
     assert colours[0] != colours[1]
@@ -234,8 +255,8 @@ def contrast(a: str, b: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-def test_it_is_used_by_keyboard(hosts: dict[str, str], visit: Callable[..., Page]) -> None:
-    page = visit(hosts["shipped"])
+def test_it_is_used_by_keyboard(shipped: str, visit: Callable[..., Page]) -> None:
+    page = visit(shipped)
     drawn(page)
     page.locator("#play").focus()
     page.keyboard.press("Space")
@@ -262,16 +283,16 @@ def test_it_is_used_by_keyboard(hosts: dict[str, str], visit: Callable[..., Page
     page.locator("#another-to").press("Enter")
     quiet(page)
     assert "to=17" not in page.url  # a noise that this browser drew
-    again = visit(hosts["shipped"])
+    again = visit(shipped)
     again.goto(page.url)
     again.reload()
     quiet(again)
     assert torch.equal(image(again), image(page))
 
 
-def test_noise_that_a_browser_draws_is_normal(hosts: dict[str, str], visit: Callable[..., Page]) -> None:
+def test_noise_that_a_browser_draws_is_normal(shipped: str, visit: Callable[..., Page]) -> None:
     """Seen through a third of it, as grey levels."""
-    page = visit(hosts["shipped"], {"from": 123456, "to": 123457})
+    page = visit(shipped, {"from": 123456, "to": 123457})
     drawn(page)
     a, b = (image(page, f"#{end}-picture").double().flatten() / 127.5 - 1 for end in ("from", "to"))
     for values in (3 * a, 3 * b):
@@ -281,20 +302,19 @@ def test_noise_that_a_browser_draws_is_normal(hosts: dict[str, str], visit: Call
     assert abs(float(torch.corrcoef(torch.stack([a, b]))[0, 1])) < 0.06
 
 
-def test_a_run_of_grey_images_without_classes(
-    hosts: dict[str, str], places: dict[str, Path], plain_run: Path, visit: Callable[..., Page]
-) -> None:
-    page = visit(hosts["plain"], {"from": 2})
+def test_a_run_of_grey_images_without_classes(plain: str, plain_run: Path, visit: Callable[..., Page]) -> None:
+    page = visit(plain, {"from": 2})
     quiet(page)
-    z = np.frombuffer((places["plain"] / "noise.bin").read_bytes(), "<f4").reshape(-1, 1, 6, 4)[2:3]
     with torch.no_grad():
-        expected = sample(load(plain_run / "student-0002").denoiser, torch.from_numpy(z.copy()))
+        expected = sample(load(plain_run / "student-0002").denoiser, students(str(plain_run)).noise[2:3])
     assert apart(page, expected.expand(1, 3, 6, 4)) <= 2
     assert page.locator("[name=class], #guidance, [data-rung]").count() == 0
     assert "2 network calls · " in page.inner_text("#caption")
 
 
-def through(page: Page, fetched: dict[str, bytes], change: Callable[[bytes], bytes] = lambda content: content) -> None:
+def through(
+    page: Page, fetched: dict[str, bytes], change: Callable[[bytes], bytes] = lambda content: content
+) -> None:
     """The CDN, played by what was fetched."""
 
     def answer(route: Route) -> None:
@@ -305,22 +325,22 @@ def through(page: Page, fetched: dict[str, bytes], change: Callable[[bytes], byt
 
 
 def test_by_default_the_runtime_comes_from_the_cdn(
-    hosts: dict[str, str], fetched: dict[str, bytes], visit: Callable[..., Page]
+    cdn: str, fetched: dict[str, bytes], visit: Callable[..., Page]
 ) -> None:
-    page = visit(hosts["cdn"], cdn=True)
+    page = visit(cdn, cdn=True)
     through(page, fetched)
-    page.goto(hosts["cdn"])
+    page.goto(cdn)
     quiet(page)
     expect(page.locator("#status")).to_contain_text("draws here what it draws in PyTorch")
     expect(page.locator("#measured")).to_contain_text("No distance of these students was measured")
 
 
 def test_a_runtime_of_another_hash_is_not_run(
-    hosts: dict[str, str], fetched: dict[str, bytes], visit: Callable[..., Page]
+    cdn: str, fetched: dict[str, bytes], visit: Callable[..., Page]
 ) -> None:
-    page = visit(hosts["cdn"], cdn=True)
+    page = visit(cdn, cdn=True)
     through(page, fetched, lambda content: content + b" ")
-    page.goto(hosts["cdn"])
+    page.goto(cdn)
     expect(page.locator("#status.error")).to_contain_text("onnxruntime-web could not be loaded", timeout=PATIENCE)
     expect(page.locator("#status")).to_contain_text(f"{runtime.CDN}ort")
     expect(page.locator("#status")).to_contain_text("make it again with --vendored")
@@ -329,15 +349,19 @@ def test_a_runtime_of_another_hash_is_not_run(
 
 
 def test_a_student_that_is_damaged_leaves_the_others(
-    hosts: dict[str, str], fetched: dict[str, bytes], visit: Callable[..., Page]
+    cdn: str, fetched: dict[str, bytes], visit: Callable[..., Page]
 ) -> None:
-    page = visit(hosts["cdn"], cdn=True)
+    page = visit(cdn, cdn=True)
     through(page, fetched)
-    page.route("**/student-0002.bin", lambda route: route.fulfill(body=b"version https://git-lfs.github.com/spec/v1"))
-    page.goto(hosts["cdn"])
+    page.route(
+        "**/student-0002.bin", lambda route: route.fulfill(body=b"version https://git-lfs.github.com/spec/v1")
+    )
+    page.goto(cdn)
     quiet(page)
     page.locator("input[name='steps'][value='2']").check(force=True)
-    expect(page.locator("#status.error")).to_contain_text("the student of 2 steps could not be loaded", timeout=PATIENCE)
+    expect(page.locator("#status.error")).to_contain_text(
+        "the student of 2 steps could not be loaded", timeout=PATIENCE
+    )
     expect(page.locator("input[name='steps'][value='1']")).to_be_checked()
     quiet(page)
     page.unroute("**/student-0002.bin")

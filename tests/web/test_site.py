@@ -119,7 +119,9 @@ def test_only_a_page_is_replaced(plain_run: Path, tmp_path: Path, pdlab) -> None
     (tmp_path / "link").symlink_to(out)
     refused(pdlab("export", "web", plain_run, tmp_path / "link"), "link exists and is no page of pdlab")
     (out / "thesis.tex").write_text("years")
-    refused(pdlab("export", "web", plain_run, out), "holds what is not the page's (thesis.tex)", "choose another DIR")
+    refused(
+        pdlab("export", "web", plain_run, out), "holds what is not the page's (thesis.tex)", "choose another DIR"
+    )
     (out / "page.json").write_text("{}")
     refused(pdlab("export", "web", plain_run, out), "exists and is no page of pdlab")
     assert (out / "thesis.tex").read_text() == "years"
@@ -150,7 +152,9 @@ def test_without_a_network_nothing_is_written(
     monkeypatch.setenv("PDLAB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(runtime, "TARBALL", "http://127.0.0.1:9/onnxruntime-web.tgz")
     monkeypatch.setattr("pdlab.data.download.RETRIES", 0)
-    refused(pdlab("export", "web", plain_run, tmp_path / "page", "--vendored"), "cannot fetch", "check the connection")
+    refused(
+        pdlab("export", "web", plain_run, tmp_path / "page", "--vendored"), "cannot fetch", "check the connection"
+    )
     assert not (tmp_path / "page").exists()
 
 
@@ -196,5 +200,7 @@ def test_the_shipped_ladder_is_shown_with_its_figures() -> None:
     assert found.steps == [1, 2, 4, 8]
     assert len(found.noise) == 2 * len(found.classes)
     for steps in found.steps:
-        assert [figure["guidance"] for figure in found.figures[steps]] == zoo.manifest(found.name)["guidance"]["stored"]
+        assert [figure["guidance"] for figure in found.figures[steps]] == zoo.manifest(found.name)["guidance"][
+            "stored"
+        ]
         assert all(figure["value"] > figure["real"] > 0 for figure in found.figures[steps])
