@@ -575,6 +575,27 @@ def export_torch(
     _export(work, checkpoint, out, steps)
 
 
+@export_app.command("web")
+def export_web(
+    ladder: Annotated[
+        str, typer.Argument(metavar="LADDER", help="A ladder of pdlab zoo, or the folder of one or a run.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write.")],
+    vendored: Annotated[
+        bool, typer.Option("--vendored", help="onnxruntime-web beside the page, not from a CDN; fetched once.")
+    ] = False,
+    plugin: PluginOption = None,
+) -> None:
+    """Write a page that runs the students in its reader's browser: for any static host, nothing to install."""
+    from pdlab.web.site import write_site
+
+    out = _named(out)
+    sizes = write_site(ladder, out, vendored, console.say)
+    console.say(
+        f"Wrote {out}, {sum(sizes.values()) / 2**20:.0f} MiB; look at it with: python -m http.server -d {out}"
+    )
+
+
 def _export(work: Any, checkpoint: str, out: Path, steps: int | None) -> None:
     from pdlab.zoo import find
 

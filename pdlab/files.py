@@ -144,6 +144,31 @@ def atomic_folder(path: Path, remedy: str = "choose another place") -> Iterator[
 
 
 @contextmanager
+def replaced_folder(path: Path, check: Callable[[], None], remedy: str = "choose another place") -> Iterator[Path]:
+    """A new folder that becomes `path` when the block ends well; what was there before goes only then.
+
+    `check` raises, at the end once more, where `path` is not to be replaced.
+    """
+    with atomic_folder(path, remedy) as temporary:
+        yield temporary
+        check()  # the block may have taken hours
+        if path.exists():
+            discard(_old(path))
+            path.rename(_old(path))
+    discard(_old(path))
+
+
+def restore(path: Path) -> None:
+    """Put back what a kill left between the two renames of `replaced_folder`."""
+    if _old(path).is_dir() and not path.exists():
+        _old(path).rename(path)
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
+
+
+@contextmanager
 def scratch(folder: Path) -> Iterator[Path]:
     """A new folder in `folder` for what others write; it goes when the block ends, or, after a kill, by a sweep."""
     with _temporary(folder, os.mkdir) as temporary:

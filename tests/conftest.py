@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from pdlab import cli
+from pdlab.data.cache import cache_dir
 from tests.command import Result
 
 torch.set_num_threads(1)
+# What was fetched before the tests, which fetch nothing; their workers inherit it.
+os.environ.setdefault("PDLAB_FETCHED", str(cache_dir()))
 # Before any import reads it, and inherited by the commands that tests start.
 os.environ["PDLAB_CACHE"] = tempfile.mkdtemp(prefix="pdlab-tests-")
 

@@ -74,26 +74,33 @@ def export_onnx(denoiser: Denoiser, out: Path, steps: int) -> float:
     It is run in onnxruntime before it is written. Raises PdlabError where onnx is not installed, for an eps network
     or one whose `shape` is not known, and where the graph's images differ by more than `TOLERANCE`.
     """
-    runtime = _runtime()
+    runtime = onnx_runtime("pdlab export onnx")
     sampler, traced, check = _prepared(denoiser, out, steps)
-    with _quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            sampler,
-            traced,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=sampler.inputs,
-            output_names=["image"],
-            dynamic_shapes=_free(sampler),
-            verbose=False,
-        )
-    assert program is not None
-    content = program.model_proto.SerializeToString()
+    content = to_onnx(sampler, traced, sampler.inputs, ["image"], _free(sampler)).SerializeToString()
     session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
     given = {name: tensor.numpy() for name, tensor in zip(sampler.inputs, check, strict=True)}
     apart = _compared(sampler, check, torch.from_numpy(session.run(["image"], given)[0]))
     write(out, content, "choose another FILE")
     return apart
+
+
+def to_onnx(
+    module: nn.Module, traced: tuple[Tensor, ...], inputs: list[str], outputs: list[str], free: Any = None
+) -> Any:
+    """`module` as a ModelProto, as it runs on `traced`; `free` says which of their sides are, see torch.export."""
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            traced,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_shapes=free,
+            verbose=False,
+        )
+    assert program is not None
+    return program.model_proto
 
 
 def export_torch(denoiser: Denoiser, out: Path, steps: int) -> float:
@@ -134,12 +141,13 @@ def _compared(sampler: GraphSampler, given: tuple[Tensor, ...], found: Tensor) -
     return apart
 
 
-def _runtime() -> Any:
+def onnx_runtime(what: str) -> Any:
+    """The module onnxruntime, and onnxscript is there too; else PdlabError: `what` needs it."""
     try:
         importlib.import_module("onnxscript")  # what torch.onnx writes with
         return importlib.import_module("onnxruntime")
     except ImportError as error:
-        raise PdlabError(f"pdlab export onnx needs {error.name}: pip install 'pdlab[export]'") from None
+        raise PdlabError(f"{what} needs {error.name}: pip install 'pdlab[export]'") from None
 
 
 @contextlib.contextmanager

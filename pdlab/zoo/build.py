@@ -11,8 +11,8 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from pdlab.diffusion.samplers import sample
 from pdlab.distillation.rounds import STAGES, distill
 from pdlab.distillation.throughput import Throughput, matrix_rate, throughput
 from pdlab.errors import PdlabError
-from pdlab.files import alone, atomic_folder, digest_of, discard, write
+from pdlab.files import alone, digest_of, replaced_folder, restore, write
 from pdlab.metrics.bias import sample_size_bias
 from pdlab.metrics.card import Row, versions
 from pdlab.metrics.evaluate import Yardstick, labels_of, noise, samples_of
@@ -114,7 +114,7 @@ def build(
         models = pack(name, settings, trained, run / "packed")
         speed = _throughput(settings, machine, run, seconds)
         report = _measure(models, recipe, source, held_out, machine, run / _FIGURES, features, seed, log)
-        with _replaced(out) as folder_out:
+        with replaced_folder(out, lambda: check_replaceable(out), "choose another --out") as folder_out:
             for path in models:
                 shutil.copytree(path, folder_out / path.name)
             drawn = draw(models, folder_out, seed, recipe)
@@ -184,8 +184,7 @@ def check_replaceable(out: Path) -> None:
 
     What a kill left between the two renames of an earlier build is put back first.
     """
-    if _old(out).is_dir() and not out.exists():
-        _old(out).rename(out)
+    restore(out)
     if not os.path.lexists(out):
         return
     if out.is_symlink() or not out.is_dir() or not (out / MANIFEST).is_file():
@@ -464,22 +463,6 @@ def _commit() -> str | None:
 
 def _alone(out: Path) -> AbstractContextManager[None]:
     return alone(out, f"another pdlab builds {out}: wait for it, or choose another --out", "choose another --out")
-
-
-@contextmanager
-def _replaced(out: Path) -> Iterator[Path]:
-    """A new folder that becomes `out` when the block ends well; what was there before goes only then."""
-    with atomic_folder(out, "choose another --out") as temporary:
-        yield temporary
-        check_replaceable(out)  # it took hours
-        if out.exists():
-            discard(_old(out))
-            out.rename(_old(out))
-    discard(_old(out))
-
-
-def _old(out: Path) -> Path:
-    return out.with_name(f".{out.name}.old")
 
 
 def _png(figure: Any) -> bytes:

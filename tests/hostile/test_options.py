@@ -59,6 +59,7 @@ COMMANDS = {
     "sample": ["{teacher}", "--out", "{home}/out.npz", "--steps", "1", "--n", "1"],
     "evaluate": ["{teacher}", "--out", "{home}/out.json", "--steps", "1", "--n", "65", "--features", "pixels"],
     "export torch": ["{teacher}", "{home}/out.pt2", "--steps", "1"],
+    "export web": ["{home}/ladder", "{home}/page"],
     "presets": [],
     "zoo": [],
     "zoo build": [
