@@ -82,7 +82,7 @@ def table_of(scheduler: str) -> Tensor:
             settings = json.loads(scheduler)
             if not 1 < int(settings.get("num_train_timesteps", 1000)) <= MOST_TIMESTEPS:
                 raise ValueError(f"num_train_timesteps must be from 2 to {MOST_TIMESTEPS:,}")
-            table: Tensor = diffusers().DDPMScheduler.from_config(settings).alphas_cumprod
+            table: Tensor = library().DDPMScheduler.from_config(settings).alphas_cumprod
         except PdlabError:
             raise
         except Exception as error:  # as above
@@ -147,7 +147,7 @@ def from_diffusers(
 
 
 def _kind(told_states: bool) -> Any:
-    return diffusers().UNet2DConditionModel if told_states else diffusers().UNet2DModel
+    return library().UNet2DConditionModel if told_states else library().UNet2DModel
 
 
 def _width(place: Path, unet: dict[str, Any]) -> int:
@@ -171,7 +171,7 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
-def diffusers() -> Any:
+def library() -> Any:
     """The library; PdlabError where it is not installed."""
     try:
         import diffusers

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from pdlab import console, memory, schema
-from pdlab.adapters.pipelines import diffusers, first_line
+from pdlab.adapters.pipelines import first_line, library
 from pdlab.data.cache import cache_dir
 from pdlab.data.source import HeldSource, ImageSource, to_float
 from pdlab.errors import PdlabError
@@ -177,7 +177,7 @@ def from_autoencoder(model: nn.Module | Path | str) -> Codec:
     folder that holds something else.
     """
     if not isinstance(model, nn.Module):
-        folder, made = Path(model), diffusers().AutoencoderKL
+        folder, made = Path(model), library().AutoencoderKL
         try:
             model = made.from_pretrained(
                 folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
