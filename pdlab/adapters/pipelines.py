@@ -52,7 +52,7 @@ class Pipeline(Discrete):
 
     def __init__(self, config: PipelineConfig) -> None:
         try:
-            unet = _diffusers().UNet2DModel.from_config(json.loads(config.unet))
+            unet = library().UNet2DModel.from_config(json.loads(config.unet))
         except PdlabError:
             raise
         except Exception as error:  # whatever diffusers raises for settings that it does not like
@@ -71,6 +71,15 @@ class _Answer(nn.Module):
         return sample
 
 
+def library() -> Any:
+    """The package diffusers; PdlabError where it is missing."""
+    try:
+        import diffusers
+    except ImportError:
+        raise PdlabError("this needs diffusers: pip install 'pdlab[bench]'") from None
+    return diffusers
+
+
 def table_of(scheduler: str) -> Tensor:
     """alphas_cumprod `[K]` of a scheduler's settings, float64, on the CPU."""
     with torch.device("cpu"):  # also where a network is made without memory
@@ -78,7 +87,7 @@ def table_of(scheduler: str) -> Tensor:
             settings = json.loads(scheduler)
             if not 1 < int(settings.get("num_train_timesteps", 1000)) <= MOST_TIMESTEPS:
                 raise ValueError(f"num_train_timesteps must be from 2 to {MOST_TIMESTEPS:,}")
-            table: Tensor = _diffusers().DDPMScheduler.from_config(settings).alphas_cumprod
+            table: Tensor = library().DDPMScheduler.from_config(settings).alphas_cumprod
         except PdlabError:
             raise
         except Exception as error:  # as above
@@ -93,7 +102,7 @@ def from_diffusers(folder: Path | str, *, null_class: bool = False, bounded: boo
     network's classes stands for none. Raises PdlabError where diffusers is missing, for a folder that holds
     something else, or for a schedule that is not of discrete betas.
     """
-    place, diffusers = Path(folder), _diffusers()
+    place, diffusers = Path(folder), library()
     unet, scheduler = (_settings(place, file) for file in (_UNET, _SCHEDULER))
     if "beta_schedule" not in scheduler:
         raise PdlabError(f"the scheduler of {place} is not of discrete betas: see from_edm and from_flow")
@@ -143,11 +152,3 @@ def _settings(place: Path, file: Path) -> dict[str, Any]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
-
-
-def _diffusers() -> Any:
-    try:
-        import diffusers
-    except ImportError:
-        raise PdlabError("this needs diffusers: pip install 'pdlab[bench]'") from None
-    return diffusers
