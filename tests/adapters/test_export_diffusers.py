@@ -24,12 +24,13 @@ from pdlab.errors import PdlabError
 from pdlab.networks.mlp import MLPConfig
 from pdlab.networks.registry import build, conditioning
 from pdlab.networks.unet import UNetConfig
-from pdlab.training.checkpoint import save
+from pdlab.training.checkpoint import load, save
 from tests.adapters.test_graph import UNET
 from tests.command import refused
 
 diffusers = pytest.importorskip("diffusers")
 
+README = Path(__file__).parents[2] / "README.md"
 ALPHA_ZERO = {"beta_schedule": "scaled_linear", "rescale_betas_zero_snr": True}
 SCHEDULES = {
     "linear": {},
@@ -236,3 +237,30 @@ def test_what_cannot_go_to_diffusers_is_said_in_a_line(
     refused(pdlab("export", "diffusers", tmp_path / "good", out), "pip install 'pdlab[bench]'")
     assert not out.exists()
     assert not list(tmp_path.glob(".pdlab-tmp-*"))
+
+
+@pytest.mark.slow
+def test_the_readmes_way_from_diffusers_and_back(
+    tmp_path: Path, pdlab: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its six commands as they stand, but for the counts and for the installation."""
+    text = README.read_text().split("### From diffusers and back")[1].split("\n##")[0]
+    train, draw, commands = re.findall(r"```(?:python|bash)\n(.*?)```", text, re.S)
+    monkeypatch.chdir(tmp_path)
+    installed, trained, distilled, sampled, exported, drew = commands.splitlines()
+    assert (installed, trained, drew) == ("pip install -e '.[bench]'", "python train.py", "python draw.py")
+    assert "pdlab" not in draw
+    short = train.replace("epochs = 60", "epochs = 1").replace("batch_size=64", "batch_size=599")
+    exec(compile(short, "train.py", "exec"), {})
+    few = distilled.replace("updates=400", "updates=2").replace("updates 400", "updates 2")
+    for command in (f"{few} --batch 4 --set guide.batch=4", sampled, exported):
+        program, *words = command.split()
+        assert program == "pdlab"
+        assert pdlab(*words).code == 0
+    found: dict[str, Any] = {}
+    exec(compile(draw, "draw.py", "exec"), found)
+    assert (tmp_path / "images.png").exists()
+    pixels = torch.stack([torch.tensor(list(image.get_flattened_data())) for image in found["images"]])
+    z = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    student = load(tmp_path / "runs" / "c" / "student-0004").denoiser
+    assert (pixels - (sample(student, z).flatten(1) + 1) * 127.5).abs().max() < 0.502  # as bytes
