@@ -27,7 +27,7 @@ app = typer.Typer(
 
 zoo_app = typer.Typer(help="The ladders that ship with the package.", invoke_without_command=True)
 app.add_typer(zoo_app, name="zoo")
-export_app = typer.Typer(help="A student's whole sampler as one graph, for other programs.", no_args_is_help=True)
+export_app = typer.Typer(help="A student's whole sampler, for other programs.", no_args_is_help=True)
 app.add_typer(export_app, name="export")
 
 
@@ -593,6 +593,28 @@ def export_web(
     sizes = write_site(ladder, out, vendored, console.say)
     console.say(
         f"Wrote {out}, {sum(sizes.values()) / 2**20:.0f} MiB; look at it with: python -m http.server -d {out}"
+    )
+
+
+@export_app.command("diffusers")
+def export_diffusers(
+    checkpoint: CheckpointArgument,
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write; it must not be there yet.")],
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, max=1024, help="Sampling steps (default: a student's own).")
+    ] = None,
+    plugin: PluginOption = None,
+) -> None:
+    """Write the sampler as a pipeline of diffusers, of its own classes where those can say it; checked against ours."""
+    from pdlab.adapters.export_diffusers import export_diffusers as work
+    from pdlab.zoo import find
+
+    model = find(checkpoint)
+    count = model.step_count(steps)
+    apart = work(model.denoiser, out, count, model.classes)
+    console.say(
+        f"Wrote {out}: {count} step{'s' if count > 1 else ''}, its images within {apart:.1g} of ours; how to draw "
+        f"from it in a diffusers script stands in {out / 'README.md'}."
     )
 
 

@@ -86,14 +86,28 @@ def check_place(path: Path, remedy: str) -> None:
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        parent = next(folder for folder in path.absolute().parents if folder.exists())
-        if not parent.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        if not os.access(parent, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        _check_parent(path)
         _check_replaceable(path)
     except OSError as error:
         raise PdlabError(f"cannot write {path}: {reason(error)}; {remedy}") from None
+
+
+def check_new_folder(path: Path, remedy: str) -> None:
+    """The same for a folder that `atomic_folder` will make: nothing may stand there."""
+    try:
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        _check_parent(path)
+    except (OSError, ValueError) as error:
+        raise PdlabError(f"cannot write {path}: {reason(error)}; {remedy}") from None
+
+
+def _check_parent(path: Path) -> None:
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 @contextmanager

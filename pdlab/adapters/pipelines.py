@@ -75,6 +75,15 @@ class _Answer(nn.Module):
         return sample
 
 
+def library() -> Any:
+    """The package diffusers; PdlabError where it is missing."""
+    try:
+        import diffusers
+    except ImportError:
+        raise PdlabError("this needs diffusers: pip install 'pdlab[bench]'") from None
+    return diffusers
+
+
 def table_of(scheduler: str) -> Tensor:
     """alphas_cumprod `[K]` of a scheduler's settings, float64, on the CPU."""
     with torch.device("cpu"):  # also where a network is made without memory
@@ -169,12 +178,3 @@ def _settings(place: Path, file: Path) -> dict[str, Any]:
 def first_line(error: Exception) -> str:
     """What an error of another library says, in a line."""
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
-
-
-def library() -> Any:
-    """The library; PdlabError where it is not installed."""
-    try:
-        import diffusers
-    except ImportError:
-        raise PdlabError("this needs diffusers: pip install 'pdlab[bench]'") from None
-    return diffusers
