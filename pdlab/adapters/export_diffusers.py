@@ -61,6 +61,7 @@ def export_diffusers(denoiser: Denoiser, out: Path, steps: int, classes: Sequenc
     check_new_folder(out, _REMEDY)
     if denoiser.output == "eps":
         raise PdlabError("an eps network has no x at its noisiest time: distil it, which converts it first")
+    _check_drawn(denoiser)
     denoiser = copy.deepcopy(denoiser).cpu().float().eval()
     logsnr, kept = _rows(denoiser, steps)
     stock = isinstance(denoiser.network, Pipeline)
@@ -101,6 +102,13 @@ def export_diffusers(denoiser: Denoiser, out: Path, steps: int, classes: Sequenc
     return apart
 
 
+def _check_drawn(denoiser: Denoiser) -> None:
+    """Raise PdlabError for what no pipeline of images draws."""
+    if denoiser.condition is not None or not denoiser.bounded:
+        what = "is told a condition" if denoiser.condition is not None else "draws latents"
+        raise PdlabError(f"this model {what}, which these pipelines do not: use pdlab export onnx, or torch")
+
+
 def _put(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
@@ -134,6 +142,10 @@ def _stock(denoiser: Denoiser, logsnr: Tensor) -> Any:
     """The UNet2DModel, told its times by a table of one row a log-SNR."""
     discrete: Any = denoiser.network
     unet = discrete.network.unet
+    if type(unet).__name__ != "UNet2DModel":
+        raise PdlabError(
+            f"a {type(unet).__name__} cannot be told the times of a student: use pdlab export onnx, or torch"
+        )
     if (kind := unet.config.time_embedding_type) != "positional":
         raise PdlabError(
             f"a UNet2DModel with a {kind} time embedding cannot be told the times of {len(logsnr) // 2} steps: use "

@@ -1,4 +1,4 @@
-"""Pipelines of diffusers: a U-Net and the discrete betas of its scheduler, as a registered network.
+"""Pipelines of diffusers: a network and the discrete betas of its scheduler, as a registered network.
 
 The configuration keeps the settings of both as diffusers writes them, so that checkpoints of such a network, its
 students among them, load wherever diffusers is installed. diffusers looks the kinds of blocks up in a list of its
@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from pdlab import schema
 from pdlab.adapters.discrete import PREDICTS, Discrete, schedule_of
@@ -24,13 +25,19 @@ from pdlab.networks.registry import Condition, conditioning, register_network
 #: How a checkpoint of diffusers is named on the command line, before its folder.
 PREFIX = "diffusers:"
 MOST_TIMESTEPS = 100_000
-_UNET, _SCHEDULER = Path("unet") / "config.json", Path("scheduler") / "scheduler_config.json"
+#: The networks that are known, the folder of a pipeline that each is in, and what they are told beside the step.
+NETWORKS_OF = {
+    "UNet2DModel": ("unet", "class_labels"),
+    "UNet2DConditionModel": ("unet", "encoder_hidden_states"),
+    "DiTTransformer2DModel": ("transformer", "class_labels"),
+}
+_SCHEDULER = Path("scheduler") / "scheduler_config.json"
 Settings = Annotated[str, Field(max_length=1 << 16)]  # JSON
 
 
 @dataclass(frozen=True)
 class PipelineConfig:
-    """`unet` and `scheduler` are diffusers' own settings, as JSON; the rest as `Denoiser` has it."""
+    """`unet` (or transformer) and `scheduler` are diffusers' settings, as JSON; the rest as `Denoiser` has it."""
 
     unet: Settings
     scheduler: Settings
@@ -47,32 +54,38 @@ class PipelineConfig:
 
 @register_network("diffusers", PipelineConfig)
 class Pipeline(Discrete):
-    """`network(z [B, C, H, W], logsnr [B][, labels]) -> raw`, a U-Net between the steps of its schedule.
+    """`network(z [B, C, H, W], logsnr [B][, labels]) -> raw`, one of `NETWORKS_OF` between its schedule's steps.
 
-    It is a UNet2DModel or, with a condition (the states of a text, `[B, tokens, width]`), a UNet2DConditionModel.
+    A UNet2DConditionModel is told the states of a text, `[B, tokens, width]`, in place of labels.
 
     Raises PdlabError where diffusers is missing, or for settings that are none of its.
     """
 
     def __init__(self, config: PipelineConfig) -> None:
         try:
-            unet = _kind(bool(config.condition)).from_config(json.loads(config.unet))
+            settings = json.loads(config.unet)
+            unet = getattr(library(), _kind(settings, "the network")).from_config(settings)
         except PdlabError:
             raise
         except Exception as error:  # whatever diffusers raises for settings that it does not like
-            raise PdlabError(f"diffusers makes no U-Net of these settings: {first_line(error)}") from None
-        super().__init__(_Answer(unet, bool(config.condition)), table_of(config.scheduler))
+            raise PdlabError(f"diffusers makes no network of these settings: {first_line(error)}") from None
+        super().__init__(_Answer(unet, config), table_of(config.scheduler))
         self.config = config
 
 
 class _Answer(nn.Module):
-    def __init__(self, unet: nn.Module, told_states: bool) -> None:
+    def __init__(self, unet: nn.Module, config: PipelineConfig) -> None:
         super().__init__()
-        self.unet, self.told_as = unet, "encoder_hidden_states" if told_states else "class_labels"
+        self.unet, self._channels = unet, config.shape[0]
+        self._told_as = NETWORKS_OF[_kind(json.loads(config.unet), "the network")][1]
 
     def forward(self, z: Tensor, k: Tensor, labels: Tensor | None = None) -> Tensor:
-        sample: Tensor = self.unet(z, k, **{self.told_as: labels}).sample
-        return sample
+        answer: Tensor = self.unet(z, k, **{self._told_as: labels}).sample
+        return answer[:, : self._channels]  # what may follow is a variance, which no sampler here asks for
+
+    def train(self, mode: bool = True) -> Self:
+        """In evaluation mode it stays: a student is taught what its teacher says, without dropout of any kind."""
+        return super().train(False)
 
 
 def library() -> Any:
@@ -102,61 +115,69 @@ def table_of(scheduler: str) -> Tensor:
 def from_diffusers(
     folder: Path | str, *, null_class: bool = False, tokens: int = 77, bounded: bool | None = None
 ) -> Denoiser:
-    """The denoiser of a diffusers pipeline in `folder`: its `unet` and its `scheduler`.
+    """The denoiser of a diffusers pipeline in `folder`: its `unet` or `transformer`, and its `scheduler`.
 
-    The U-Net is a UNet2DModel, or a UNet2DConditionModel, which is told a condition, the `tokens` states of a text.
-    Nothing is downloaded, and weights are read from safetensors alone. `null_class` says that the last of the
-    network's classes stands for none. `bounded` defaults to whether the pipeline has no autoencoder: of latents see
-    `pdlab.from_autoencoder`. Raises PdlabError where diffusers is missing, for a folder that holds
-    something else, or for a schedule that is not of discrete betas.
+    The network is one of `NETWORKS_OF`. A UNet2DConditionModel is told a condition, the `tokens` states of a text;
+    a transformer has a class for none already. Nothing is downloaded, and weights are read from safetensors alone.
+    `null_class` says that the last of a U-Net's classes stands for none. `bounded` defaults to whether the pipeline
+    has no autoencoder: of latents see `pdlab.from_autoencoder`. Raises PdlabError where diffusers is missing, for a
+    folder that holds something else, or for a schedule that is not of discrete betas.
     """
     place = Path(folder)
-    unet, scheduler = (_settings(place, file) for file in (_UNET, _SCHEDULER))
+    part = "transformer" if (place / "transformer").is_dir() else "unet"
+    unet, scheduler = (_settings(place, file) for file in (Path(part) / "config.json", _SCHEDULER))
+    kind = _kind(unet, f"{place}/{part}")
     if "beta_schedule" not in scheduler:
         raise PdlabError(f"the scheduler of {place} is not of discrete betas: see from_edm and from_flow")
     predicts = scheduler.get("prediction_type", "epsilon")
     if predicts not in PREDICTS:
         raise PdlabError(f"the scheduler of {place} predicts {predicts!r:.60}: known are {', '.join(PREDICTS)}")
     channels, side = unet.get("in_channels", 3), unet.get("sample_size")
-    if unet.get("out_channels", 3) != channels:
-        raise PdlabError(
-            f"{place}/unet answers {unet['out_channels']} channels for {channels}: a learned variance is not taken"
-        )
+    answers = unet.get("out_channels") or channels
+    if answers not in (channels, 2 * channels):
+        raise PdlabError(f"{place}/{part} answers {answers} channels for {channels}: not known here")
     for told in ("class_embed_type", "addition_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim"):
         if unet.get(told) is not None:
-            raise PdlabError(f"{place}/unet has {told} {unet[told]!r:.60}: it is told what is not known here")
+            raise PdlabError(f"{place}/{part} has {told} {unet[told]!r:.60}: it is told what is not known here")
     if side is None:
-        raise PdlabError(f"{place}/unet does not say the side of its images: put sample_size into its config.json")
+        raise PdlabError(
+            f"{place}/{part} does not say the side of its images: put sample_size into its config.json"
+        )
     sides = tuple(side) if isinstance(side, list) else (side, side)
     classes = int(unet.get("num_class_embeds") or 0)
+    if kind == "DiTTransformer2DModel":
+        classes, null_class = int(unet.get("num_embeds_ada_norm") or 1000) + 1, True
     if null_class and classes < 2:
-        raise PdlabError(f"{place}/unet has no classes: leave null_class out")
-    condition = () if unet.get("_class_name") != "UNet2DConditionModel" else (tokens, _width(place, unet))
+        raise PdlabError(f"{place}/{part} has no classes: leave null_class out")
+    condition = (tokens, _width(place, unet)) if kind == "UNet2DConditionModel" else ()
     if condition and classes:
-        raise PdlabError(f"{place}/unet is told classes beside its condition: not known here")
+        raise PdlabError(f"{place}/{part} is told classes beside its condition: not known here")
     first, second = (json.dumps(part, sort_keys=True) for part in (unet, scheduler))
     config = PipelineConfig(first, second, (channels, *sides), classes - null_class, null_class, condition)
     network = Pipeline(config)
-    if not any((place / "unet").glob("*.safetensors")):
+    if not any((place / part).glob("*.safetensors")):
         raise PdlabError(
-            f"{place}/unet has no safetensors, and pickled weights are not read: save it again with "
+            f"{place}/{part} has no safetensors, and pickled weights are not read: save it again with "
             "pipeline.save_pretrained(folder, safe_serialization=True)"
         )
     try:
-        trained = _kind(bool(condition)).from_pretrained(
-            place / "unet", use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+        trained = getattr(library(), kind).from_pretrained(
+            place / part, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
         )
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-        raise PdlabError(f"{place}/unet is not read by diffusers: {first_line(error)}") from None
-    network.network = _Answer(trained.float(), bool(condition))
+        raise PdlabError(f"{place}/{part} is not read by diffusers: {first_line(error)}") from None
+    network.network = _Answer(trained.float(), config)
     schedule = schedule_of(table_of(config.scheduler))
     if bounded is None:
-        bounded = not any((place / part).is_dir() for part in ("vae", "vqvae"))
+        bounded = not any((place / coder).is_dir() for coder in ("vae", "vqvae"))
     return Denoiser(network.eval(), PREDICTS[predicts], schedule, bounded=bounded, **conditioning(config))
 
 
-def _kind(told_states: bool) -> Any:
-    return library().UNet2DConditionModel if told_states else library().UNet2DModel
+def _kind(settings: Any, what: str) -> str:
+    name = settings.get("_class_name") if isinstance(settings, dict) else None
+    if name not in NETWORKS_OF:
+        raise PdlabError(f"{what} is a {name!r:.60} of diffusers: known are {', '.join(NETWORKS_OF)}")
+    return str(name)
 
 
 def _width(place: Path, unet: dict[str, Any]) -> int:

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 import pdlab
+from pdlab.adapters.export_diffusers import export_diffusers
 from pdlab.diffusion.mixture import GaussianMixture
 from pdlab.diffusion.samplers import sample
 
@@ -179,6 +180,43 @@ def test_a_pipeline_of_diffusers_answers_as_in_diffusers(pipeline: Path) -> None
             logsnr = torch.logit(scheduler.alphas_cumprod[k].double())
             ours = adapted(z, adapted.schedule.time(logsnr), labels).x
             assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max(), k
+
+
+def test_a_transformer_of_diffusers_answers_as_in_diffusers(tmp_path: Path) -> None:
+    """A DiT has a class for none of its own, answers a variance beside the noise, and drops labels in training."""
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    transformer = diffusers.DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=4,
+        in_channels=3,
+        out_channels=6,
+        num_layers=1,
+        sample_size=8,
+        num_embeds_ada_norm=4,
+        norm_num_groups=1,
+    ).eval()
+    for parameter in transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    transformer.save_pretrained(tmp_path / "transformer")
+    diffusers.DDIMScheduler().save_pretrained(tmp_path / "scheduler")
+    adapted = pdlab.from_diffusers(tmp_path)
+    assert (adapted.output, adapted.num_classes, adapted.null_class, adapted.shape) == ("eps", 4, True, (3, 8, 8))
+    z, labels = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 3, 4])
+    t = adapted.schedule.time(torch.logit(diffusers.DDIMScheduler().alphas_cumprod[300].double()))
+    adapted.train()
+    with torch.no_grad():
+        theirs = transformer(z, torch.full((3,), 300), class_labels=labels).sample[:, :3]
+        assert (adapted(z, t, labels).eps - theirs).abs().max() < 1e-4
+        assert torch.equal(adapted(z, t, labels).eps, adapted(z, t, labels).eps)
+    images = torch.rand(8, 3, 8, 8) * 2 - 1
+    students = pdlab.distill(
+        adapted, images, tmp_path / "run", first=4, updates=2, batch=4, labels=torch.arange(8) % 4, quiet=True
+    )
+    assert pdlab.sample(pdlab.load(students[1].path), 2).shape == (2, 3, 8, 8)
+    with pytest.raises(pdlab.PdlabError, match="DiTTransformer2DModel cannot be told the times of a student"):
+        export_diffusers(students[1].denoiser, tmp_path / "out", 1)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,9 @@ def test_the_command_line_says_what_it_cannot_give(pipeline: Path, tmp_path: Pat
     refused = pdlab("sample", tmp_path / "model", "--steps", 2, "--out", tmp_path / "a.npz")
     assert (refused.code, refused.err.strip().count("\n")) == (2, 0)
     assert "told conditions [m, 5, 6]: give them, from Python" in refused.err
+    refused = pdlab("export", "diffusers", tmp_path / "model", tmp_path / "out", "--steps", 2)
+    assert (refused.code, "use pdlab export onnx, or torch" in refused.err) == (2, True)
+    assert not (tmp_path / "out").exists()
     refused = pdlab("distill", f"diffusers:{pipeline}", "--run", tmp_path / "run", "--data", tmp_path)
     assert (refused.code, refused.err.strip().count("\n")) == (2, 0)
     assert "from Python" in refused.err
