@@ -59,9 +59,9 @@ def export_diffusers(denoiser: Denoiser, out: Path, steps: int, classes: Sequenc
     """
     diffusers = library()
     check_new_folder(out, _REMEDY)
+    _check_drawn(denoiser)
     if denoiser.output == "eps":
         raise PdlabError("an eps network has no x at its noisiest time: distil it, which converts it first")
-    _check_drawn(denoiser)
     denoiser = copy.deepcopy(denoiser).cpu().float().eval()
     logsnr, kept = _rows(denoiser, steps)
     stock = isinstance(denoiser.network, Pipeline)
