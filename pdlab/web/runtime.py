@@ -1,8 +1,8 @@
 """onnxruntime-web (MIT), from npm: the files of it that a page runs, pinned by their hashes.
 
 Two builds, of which a browser loads one: `wasm` for processors (14 MB, 3.7 MB as servers compress it), and `jspi`
-for graphics cards, where the browser has WebGPU and lets WebAssembly wait for it (17 MB, 4.1 MB). One build for both
-would be `asyncify`, of 27 MB. Both run on one thread: more need headers that static hosts do not send.
+for graphics cards, where the browser has WebGPU and lets WebAssembly wait for it (17 MB, 4.1 MB). One build for
+both would be `asyncify`, of 27 MB. Both run on one thread: more need headers that static hosts do not send.
 """
 
 import base64

@@ -25,7 +25,7 @@ class Students:
     """The students of a ladder, by their steps, least first; `load` gives one.
 
     `noise` is float32 `[n, C, H, W]`, noise k for class k mod `len(classes)`. `shown` is the guidance to begin
-    with, `most` the largest. `figures` are Fréchet distances by steps, each with the guidance that it was measured at.
+    with, `most` the largest. `figures` are Fréchet distances by steps, each with the guidance it was measured at.
     """
 
     name: str

@@ -91,6 +91,20 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
+def imitated() -> Iterator[Browser]:
+    """A browser with WebGPU on a graphics card that the processor imitates."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed: apt-get install chromium")
+    with sync_playwright() as playwright:
+        args = ["--no-sandbox", "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
+        running = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=[*args, "--enable-features=Vulkan,WebGPU"]
+        )
+        yield running
+        running.close()
+
+
+@pytest.fixture
 def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
     """Opens pages; at the end none may have had an error but those that a test awaits, or asked another host."""
     pages, wrong = [], []
@@ -122,7 +136,8 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
 
 def drawn(page: Page) -> None:
     """Until the large picture is there."""
-    expect(page.locator("#picture[data-drawn]")).to_have_count(1, timeout=PATIENCE)
+    page.locator("#picture[data-drawn], #status.error").first.wait_for(timeout=PATIENCE)
+    assert page.locator("#status.error").count() == 0, page.inner_text("#status")
 
 
 def quiet(page: Page) -> None:
@@ -333,6 +348,24 @@ def test_by_default_the_runtime_comes_from_the_cdn(
     quiet(page)
     expect(page.locator("#status")).to_contain_text("draws here what it draws in PyTorch")
     expect(page.locator("#measured")).to_contain_text("No distance of these students was measured")
+
+
+def test_a_graphics_card_draws_the_same(cdn: str, fetched: dict[str, bytes], imitated: Browser) -> None:
+    page = imitated.new_page()
+    page.set_default_timeout(PATIENCE)
+    through(page, fetched)
+    page.goto(cdn)
+    drawn(page)
+    expect(page.locator("input[value='wasm']")).to_be_checked()  # an imitated one is chosen by hand alone
+    quiet(page)
+    before, there = image(page), page.locator("input[value='webgpu']")
+    if there.is_disabled():
+        pytest.skip(f"this Chromium has no WebGPU: {page.inner_text('#engine-note')}")
+    there.check(force=True)
+    quiet(page)
+    drawn(page)
+    expect(page.locator("#caption")).to_contain_text("(graphics card)")
+    assert int((image(page) - before).abs().max()) <= 2
 
 
 def test_a_runtime_of_another_hash_is_not_run(
