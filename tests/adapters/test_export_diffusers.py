@@ -132,7 +132,9 @@ def test_a_pipeline_with_classes_takes_labels(null_class: bool, tmp_path: Path, 
     assert (found - expected).abs().max() < 1e-5
     if null_class:
         assert (drawn(out, 3) - ours(denoiser, 3, 3)).abs().max() < 1e-5
-        assert (drawn(out, 3, class_labels="1") - ours(denoiser, 3, 3, labels=torch.ones(3).long())).abs().max() < 1e-5
+        assert (
+            drawn(out, 3, class_labels="1") - ours(denoiser, 3, 3, labels=torch.ones(3).long())
+        ).abs().max() < 1e-5
     else:
         with pytest.raises(ValueError, match="give class_labels: there are 0, 1, 2, 3"):
             drawn(out, 3)
@@ -194,7 +196,9 @@ def test_the_page_runs_where_there_is_no_pdlab(tmp_path: Path) -> None:
     check += "assert pipeline.unet.__class__.__module__.startswith('diffusers_modules'), pipeline.unet.__class__\n"
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
     bare = f"import sys\nsys.modules['pdlab'] = None\n{code}{half}{check}"
-    done = subprocess.run([sys.executable, "-c", bare], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", bare], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "sample.png").exists()
 
@@ -230,7 +234,9 @@ def test_what_cannot_go_to_diffusers_is_said_in_a_line(
     save(tmp_path / "good", student_of(UNET, "x"))
     for taken in (tmp_path, tmp_path / "eps" / "model.json"):
         refused(pdlab("export", "diffusers", tmp_path / "good", taken), "cannot write", "choose another DIR")
-    refused(pdlab("export", "diffusers", tmp_path / "good", tmp_path / "eps" / "model.json" / "x"), "not a directory")
+    refused(
+        pdlab("export", "diffusers", tmp_path / "good", tmp_path / "eps" / "model.json" / "x"), "not a directory"
+    )
     monkeypatch.setattr(module, "TOLERANCE", -1.0)
     refused(pdlab("export", "diffusers", tmp_path / "good", out), "draws other images", "nothing was written")
     monkeypatch.setitem(sys.modules, "diffusers", None)
