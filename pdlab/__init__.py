@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pdlab.diffusion.denoiser import Denoiser
     from pdlab.diffusion.samplers import register_sampler
     from pdlab.errors import PdlabError
+    from pdlab.hub import from_pretrained
     from pdlab.networks.registry import register_network
     from pdlab.training.presets import register_preset
 
@@ -31,6 +32,7 @@ _NAMES = {
     "from_discrete": "pdlab.adapters.discrete",
     "from_edm": "pdlab.adapters.edm",
     "from_flow": "pdlab.adapters.flow",
+    "from_pretrained": "pdlab.hub",
     "load": "pdlab.api",
     "register_dataset": "pdlab.data",
     "register_network": "pdlab.networks.registry",
@@ -53,6 +55,7 @@ __all__ = [
     "from_discrete",
     "from_edm",
     "from_flow",
+    "from_pretrained",
     "load",
     "register_dataset",
     "register_network",

@@ -605,7 +605,7 @@ def export_diffusers(
     ] = None,
     plugin: PluginOption = None,
 ) -> None:
-    """Write the sampler as a pipeline of diffusers, of its own classes where those can say it; checked against ours."""
+    """Write the sampler as a folder that diffusers loads: DIR/README.md says how; checked against ours."""
     from pdlab.adapters.export_diffusers import export_diffusers as work
     from pdlab.zoo import find
 
@@ -613,8 +613,8 @@ def export_diffusers(
     count = model.step_count(steps)
     apart = work(model.denoiser, out, count, model.classes)
     console.say(
-        f"Wrote {out}: {count} step{'s' if count > 1 else ''}, its images within {apart:.1g} of ours; how to draw "
-        f"from it in a diffusers script stands in {out / 'README.md'}."
+        f"Wrote {out}: {count} step{'s' if count > 1 else ''}, its images within {apart:.1g} of ours; "
+        f"{out / 'README.md'} says how to draw from it in a diffusers script."
     )
 
 
@@ -628,6 +628,46 @@ def _export(work: Any, checkpoint: str, out: Path, steps: int | None) -> None:
         f"Wrote {out}, {out.stat().st_size / 2**20:.1f} MiB: {count} step{'s' if count > 1 else ''} in one graph, "
         f"its images within {apart:.1g} of ours."
     )
+
+
+@app.command()
+def push(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="OWNER/NAME on the hub.")],
+    checkpoint: CheckpointArgument,
+    public: Annotated[bool, typer.Option("--public", help="For all to see (default: private).")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Though there are files under this name.")] = False,
+    licence: Annotated[
+        str, typer.Option("--license", metavar="ID", help="The model's, as the hub calls it, e.g. apache-2.0.")
+    ] = "unknown",
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", help="Figures of pdlab evaluate (default: report.json beside the checkpoint)."),
+    ] = None,
+    device: DeviceOption = Device.auto,
+    plugin: PluginOption = None,
+) -> None:
+    """Put CHECKPOINT on the Hugging Face Hub, with a model card; private unless --public."""
+    from pdlab.hub import push as work
+    from pdlab.training.machine import Machine
+    from pdlab.zoo import find
+
+    model = find(checkpoint)
+    machine = Machine(device.value, model.precision)
+    address = work(name, model, machine, public=public, replace=replace, licence=licence, report=report)
+    console.say(f"{address} holds {checkpoint}; next: pdlab pull {name}")
+
+
+@app.command()
+def pull(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="OWNER/NAME on the hub.")],
+    out: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="A new folder (default: NAME).")] = None,
+    plugin: PluginOption = None,
+) -> None:
+    """Fetch a checkpoint from the Hugging Face Hub into DIR, checked as every file is."""
+    from pdlab.hub import pull as work
+
+    path = work(name, out)
+    console.say(f"{path} is ready; next: pdlab sample {path} --out grid.png")
 
 
 @app.command()

@@ -13,12 +13,12 @@ import torch
 from rich.table import Column, Table
 from torch import Tensor
 
-from pdlab import console, memory, zoo
+from pdlab import console, memory, schema, zoo
 from pdlab.data.source import ImageSource, Source, to_uint8
 from pdlab.diffusion.samplers import Sampler
 from pdlab.errors import PdlabError
 from pdlab.figures.mosaic import mosaic
-from pdlab.files import alone, atomic_file, check_place, write
+from pdlab.files import alone, atomic_file, check_place, read_bytes, write
 from pdlab.metrics.card import Kind, Row, by_sampler
 from pdlab.metrics.density import check_density, measure_density
 from pdlab.metrics.evaluate import Decode, Yardstick, evaluate, labels_of, samples_of
@@ -151,6 +151,16 @@ def default_steps(model: Checkpoint) -> list[int]:
 def write_report(out: Path, report: dict[str, Any]) -> None:
     """Write a report as JSON, whole or not at all."""
     write(out, json.dumps(report, indent=2, allow_nan=False).encode(), "choose another --out")
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The figures of a report that `write_report`, or a ladder, wrote. PdlabError for another file."""
+    try:
+        found = schema.parse(read_bytes(path, schema.MOST_JSON), str(path))
+        rows = [Row.from_dict(row) for row in found["rows"]]
+    except (KeyError, TypeError, AttributeError):
+        raise PdlabError(f"{path} is no report: give one of pdlab evaluate") from None
+    return rows
 
 
 def print_report(report: dict[str, Any]) -> None:

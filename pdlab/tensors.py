@@ -85,7 +85,7 @@ def read_tensors(
     Raises Damaged for a wrong size or hash, PdlabError for other shapes, OSError as `open` has it.
     """
     size = path.stat().st_size
-    if expected is not None and size > (most := _MOST_HEADER + 8 * sum(s.numel() for s in expected.values())):
+    if expected is not None and size > (most := most_bytes(expected)):
         raise Damaged(path, f"it has {size:,} bytes, and its tensors take at most {most:,}")
     memory.check(2 * size, str(path), "close other programs, or use a larger machine")
     content = read_bytes(path, size)
@@ -98,6 +98,11 @@ def read_tensors(
     if expected is not None and (wrong := _differing(shapes_of(tensors), expected)):
         raise PdlabError(f"{path} does not hold the tensors that {what} describes: {wrong}")
     return tensors
+
+
+def most_bytes(expected: Shapes) -> int:
+    """What a safetensors file of tensors of these shapes can have at most."""
+    return _MOST_HEADER + 8 * sum(shape.numel() for shape in expected.values())
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:

@@ -15,7 +15,7 @@ from tests.command import Result, refused
 
 #: What the extras bring, and what of the base only figures, networks for features and downloads need.
 EXTRAS = ("gradio", "starlette", "pandas", "IPython", "jupyterlab", "ipywidgets", "diffusers", "sklearn")
-EXTRAS += ("onnx", "onnxscript", "onnxruntime")
+EXTRAS += ("onnx", "onnxscript", "onnxruntime", "huggingface_hub")
 LATER = ("matplotlib", "torchvision", "torch_fidelity", "efficientnet_lite_pytorch", "scipy", "pooch")
 
 # As if they were not installed: nothing finds them, whoever looks and however.
@@ -67,9 +67,12 @@ def test_the_base_trains_distils_samples_and_measures(tmp_path: Path) -> None:
     works("zoo")
 
 
-@pytest.mark.parametrize(("command", "needed", "name"), [("app", "gradio", "app"), ("bench", "diffusers", "bench")])
+@pytest.mark.parametrize(
+    ("command", "needed", "name"),
+    [("app", "gradio", "app"), ("bench", "diffusers", "bench"), ("pull a/b", "huggingface_hub", "hub")],
+)
 def test_what_needs_an_extra_names_it(command: str, needed: str, name: str) -> None:
-    refused(bare(command, without=(needed,)), f"needs {needed}: pip install 'pdlab[{name}]'")
+    refused(bare(*command.split(), without=(needed,)), f"needs {needed}: pip install 'pdlab[{name}]'")
 
 
 def test_what_moves_in_a_notebook_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

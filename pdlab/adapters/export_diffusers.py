@@ -1,17 +1,17 @@
 """A whole sampler as a folder that diffusers loads: a network, a DDIMScheduler, and how they are called.
 
 The scheduler's table has the student's own times, two rows a step, so that any step count is exact: of ᾱ = alpha²,
-row 2i + 1 is at t = (i + 1)/N, and row 2i halfway to it by a factor, since one beta in float32 cannot say by how much
-the signal falls in a last step. With "trailing" spacing N steps meet the odd rows, and DDIM is ours where eps is found
-again from the clipped x (`use_clipped_model_output`).
+row 2i + 1 is at t = (i + 1)/N, and row 2i halfway to it by a factor, since no single beta in float32 can say how
+much the signal falls in the noisiest step. With "trailing" spacing N steps meet the odd rows; DDIM is ours where
+eps is found again from the clipped x (`use_clipped_model_output`).
 
 A student of a diffusers pipeline stays a UNet2DModel. Its times lie between those that its teacher counted, and a
-scheduler counts in whole numbers: the sines and cosines that the U-Net is told time by are written into it as a table,
-a "learned" time embedding. The pipeline is diffusers' own DDIMPipeline; that takes no labels, so a network with
-classes has `step_pipeline`.
+scheduler counts in whole numbers: the sines and cosines that the U-Net is told time by are written into it as a
+table, a "learned" time embedding. The pipeline is diffusers' own DDIMPipeline; that takes no labels, so a network
+with classes has `step_pipeline`.
 
-No class of diffusers is one of our networks: UNet2DModel lacks the inner levels that read and write the image, blocks
-that resample before a scale and shift, and a way in for guidance. The folder then carries the network's code
+No class of diffusers is one of our networks: UNet2DModel lacks the inner levels that read and write the image,
+blocks that resample before a scale and shift, and a way in for guidance. The folder then carries the network's code
 (`portable`), which diffusers runs only where it is told to trust it.
 """
 
@@ -65,7 +65,7 @@ def export_diffusers(denoiser: Denoiser, out: Path, steps: int, classes: Sequenc
     denoiser = copy.deepcopy(denoiser).cpu().float().eval()
     logsnr, kept = _rows(denoiser, steps)
     stock = isinstance(denoiser.network, Pipeline)
-    network = (_stock if stock else _carried)(denoiser, logsnr)
+    network: Any = (_stock if stock else _carried)(denoiser, logsnr)
     names = list(classes) or [str(k) for k in range(denoiser.num_classes)]
     with atomic_folder(out, _REMEDY) as folder:
         network.eval().save_pretrained(folder / "unet", safe_serialization=True)

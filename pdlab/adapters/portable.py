@@ -60,9 +60,8 @@ def _edited(module: ModuleType) -> str:
 
 def _edits(tree: ast.Module, module: ModuleType) -> Iterator[Edit]:
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] in _LEFT_OUT:
-            yield _replaced(node, "")
-        elif isinstance(node, ast.Expr) and ast.unparse(node) == "schema.check(self)":
+        ours = isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] in _LEFT_OUT
+        if isinstance(node, ast.ImportFrom | ast.Expr) and (ours or ast.unparse(node) == "schema.check(self)"):
             yield _replaced(node, "")
         elif isinstance(node, ast.ClassDef) and node.name.endswith("Config"):  # types without their bounds
             plain = typing.get_type_hints(getattr(module, node.name))

@@ -32,7 +32,7 @@ class StepNetwork(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         given = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
-        make, config = NETWORKS[given.pop("kind")]
+        make, config = NETWORKS[str(given.pop("kind"))]
         assert config is not None
         self.network = make(config(**given))
 
@@ -48,10 +48,7 @@ class StepNetwork(ModelMixin, ConfigMixin):
         table = [-torch.inf if value is None else value for value in self.config.logsnr]
         at = torch.as_tensor(timestep, device=sample.device)
         logsnr = torch.tensor(table, device=sample.device)[at].expand(sample.shape[0])
-        condition = {"labels": class_labels, "guidance": guidance}
-        raw = self.network(
-            sample, logsnr, **{name: given for name, given in condition.items() if given is not None}
-        )
+        raw = self.network(sample, logsnr, *(given for given in (class_labels, guidance) if given is not None))
         if raw.shape[1] == 2 * sample.shape[1]:
             x, eps = raw.chunk(2, dim=1)
             alpha, sigma = (torch.sigmoid(side * logsnr).sqrt().to(raw.dtype) for side in (1, -1))

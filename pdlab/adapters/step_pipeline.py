@@ -1,4 +1,4 @@
-"""Images in a model's own number of DDIM steps, of classes, guided; an export carries this file as `pipeline.py`."""
+"""Images in a model's own number of DDIM steps, of classes, guided: carried by an export as `pipeline.py`."""
 
 from typing import Any
 
@@ -50,7 +50,7 @@ class StepPipeline(DiffusionPipeline):
         """Draw images.
 
         Args:
-            class_labels: a class for all, or one an image, by number or name; None for no class, where there is such.
+            class_labels: a class for all, or one an image, by number or name; None is no class, where it can be.
             batch_size: how many images (default: as many as there are labels).
             generator: makes the noise; a list has one an image.
             num_inference_steps: default: the model's own.

@@ -22,7 +22,7 @@ from pdlab.diffusion.denoiser import Denoiser
 from pdlab.diffusion.schedule import CosineSchedule
 from pdlab.errors import PdlabError, reason
 from pdlab.networks import registry
-from pdlab.tensors import read_tensors, shapes_of, write_folder
+from pdlab.tensors import most_bytes, read_tensors, shapes_of, write_folder
 from pdlab.training.presets import Optimization, Preset, from_dict
 
 #: What to do when a run's folders cannot be written.
@@ -217,6 +217,15 @@ def read_header(path: Path) -> dict[str, Any]:
     header = schema.read(file, Header)
     _check_info(header["info"], str(file))
     return header
+
+
+def most_weights(path: Path, network: nn.Module | None = None) -> int:
+    """The bytes that the weights of checkpoint `path`, of which the JSON alone need be there, take at most.
+
+    Raises PdlabError as `load` does.
+    """
+    described = _described(read_header(path), f"{path / 'model.json'}", network)
+    return most_bytes(shapes_of(described.network.state_dict()))
 
 
 def known(checkpoint: Checkpoint) -> dict[str, Any]:
