@@ -846,10 +846,15 @@ def _foreign(name: str, root: Path | None, dataset: str | None, download: bool) 
     from pdlab.api import foreign
     from pdlab.data import load as load_data
     from pdlab.data.latents import from_autoencoder, kept_at
+    from pdlab.hub import pull_pipeline
 
     if not name.startswith(PREFIX):
         return None
     folder = Path(name.removeprefix(PREFIX))
+    if not folder.exists():
+        if not download:
+            raise PdlabError(f"there is no folder {folder}; one of the Hugging Face Hub is fetched with --download")
+        folder = pull_pipeline(str(folder))
     denoiser = from_diffusers(folder)
     if denoiser.condition is not None:
         raise PdlabError(f"{folder} is told the states of a text: distil it from Python, see pdlab.from_diffusers")

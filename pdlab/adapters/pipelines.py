@@ -124,8 +124,10 @@ def from_diffusers(
     folder that holds something else, or for a schedule that is not of discrete betas.
     """
     place = Path(folder)
-    part = "transformer" if (place / "transformer").is_dir() else "unet"
-    unet, scheduler = (_settings(place, file) for file in (Path(part) / "config.json", _SCHEDULER))
+    alone = (place / "config.json").is_file()  # as older pipelines are, whose parts have no folders
+    part = "." if alone else "transformer" if (place / "transformer").is_dir() else "unet"
+    files = Path(part) / "config.json", Path(_SCHEDULER.name) if alone else _SCHEDULER
+    unet, scheduler = (_settings(place, file) for file in files)
     kind = _kind(unet, f"{place}/{part}")
     if "beta_schedule" not in scheduler:
         raise PdlabError(f"the scheduler of {place} is not of discrete betas: see from_edm and from_flow")

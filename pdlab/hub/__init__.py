@@ -33,6 +33,12 @@ TIMEOUT = 30.0  # seconds without an answer, or a byte
 _CHUNK = 1 << 20
 _COMMIT = re.compile("[0-9a-f]{40}")
 _REMEDY = "choose another DIR"
+#: Of a pipeline, what is taken: older ones have network and scheduler side by side.
+_PIPELINE = re.compile(
+    r"((unet|transformer|vae)/)?(config\.json|diffusion_pytorch_model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?)"
+    r"|(scheduler/)?scheduler_config\.json"
+)
+_MOST_SETTINGS, _MOST_WEIGHTS = 1 << 20, 64 << 30
 #: Writes a file of the hub's names to a path, of up to so many bytes.
 Fetch = Callable[[str, Path, int], None]
 
@@ -121,6 +127,29 @@ def from_pretrained(name_or_folder: str | Path, network: nn.Module | None = None
     if kept.is_dir():
         return load(kept, network)
     return _as_checkpoint(_fetcher(hub, name, commit), kept, network, name)
+
+
+def pull_pipeline(name: str) -> Path:
+    """Fetch the pipeline of diffusers `name`, OWNER/NAME, into the cache of pdlab, once; returns its folder.
+
+    Only settings, and weights in safetensors, are taken, of its network, its scheduler and its autoencoder. Raises
+    PdlabError where the hub cannot be reached or has no such pipeline; nothing is left then.
+    """
+    hub = _library(name)
+    with _asking(name):
+        found = hub.HfApi().model_info(name, timeout=TIMEOUT)
+    commit = _commit(found, name)
+    wanted = [file.rfilename for file in found.siblings or [] if _PIPELINE.fullmatch(file.rfilename)]
+    if not any(file.endswith("config.json") for file in wanted):
+        raise PdlabError(f"{name} is no pipeline of diffusers: it has neither unet/config.json nor one of its own")
+    kept = cache_dir() / "hub" / f"pipeline--{name.replace('/', '--')}" / commit
+    if not kept.is_dir():
+        fetch = _fetcher(hub, name, commit)
+        with atomic_folder(kept, "set PDLAB_CACHE to another folder") as inside:
+            for file in wanted:
+                (inside / file).parent.mkdir(exist_ok=True)
+                fetch(file, inside / file, _MOST_SETTINGS if file.endswith(".json") else _MOST_WEIGHTS)
+    return kept
 
 
 def _as_checkpoint(fetch: Fetch, folder: Path, network: nn.Module | None, what: str) -> Checkpoint:

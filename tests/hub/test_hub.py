@@ -298,3 +298,42 @@ def test_the_address_and_the_token_are_the_environments(hub: Hub, student: Path,
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "few-steps" / "model.json").exists()
+
+
+def test_a_pipeline_of_diffusers_is_fetched_when_asked(hub: Hub, tmp_path: Path, pdlab: Any) -> None:
+    """An older one, whose parts have no folders, beside files that nobody wants."""
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    made = tmp_path / "made"
+    diffusers.UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+        layers_per_block=1,
+        norm_num_groups=4,
+    ).save_pretrained(made)
+    diffusers.DDPMScheduler().save_pretrained(made)
+    hub.put(NAME)
+    hub.files[NAME] = {file.name: file.read_bytes() for file in made.iterdir()}
+    hub.files[NAME] |= {"diffusion_pytorch_model.bin": b"pickled", "../outside/config.json": b"{}"}
+    order = ("distill", f"diffusers:{NAME}", "--run", "run", "--from", 2, "--dataset", "digits", "--batch", 4)
+    order += ("--updates", 1, "--set", "guide.updates=1", "--set", "guide.batch=4")
+    refused(pdlab(*order), "there is no folder someone/few-steps", "--download")
+    assert hub.asked == []
+    done = pdlab(*order, "--download")
+    assert done.code == 0, done.err
+    assert (tmp_path / "run" / "student-0001" / "model.json").exists()
+    taken = {path.name for path in (tmp_path / "cache" / "hub").rglob("*") if path.is_file()}
+    assert taken == {"config.json", "diffusion_pytorch_model.safetensors", "scheduler_config.json"}
+    asked = len(hub.asked)
+    assert pdlab(*order, "--download").code == 0
+    assert len(hub.asked) == asked + 1  # which commit it is
+    hub.put("someone/else", readme_md=b"")
+    refused(pdlab("distill", "diffusers:someone/else", "--run", "b", "--download"), "no pipeline of diffusers")
+    hub.faults["diffusion_pytorch_model.safetensors"] = 500
+    hub.files["someone/other"], hub.private["someone/other"] = hub.files[NAME], False
+    refused(pdlab("distill", "diffusers:someone/other", "--run", "b", "--download"), "answered 500")
+    assert not list((tmp_path / "cache" / "hub").glob("*other*/*"))
