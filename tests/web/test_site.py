@@ -61,6 +61,7 @@ def test_steps_of_the_graph_draw_what_the_student_draws(guided_run: Path) -> Non
     assert np.abs(drawn - expected.numpy()).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_what_a_graph_computes_webgpu_computes(guided_run: Path, plain_run: Path) -> None:
     onnx = pytest.importorskip("onnx")
     for place, shape in ((guided_run, (3, 8, 8)), (plain_run, (1, 6, 4))):
@@ -77,6 +78,7 @@ def test_what_a_graph_computes_webgpu_computes(guided_run: Path, plain_run: Path
         assert {value.name for value in model.graph.input} == {"z", *graph.inputs[1:], *graph.times[0]}
 
 
+@pytest.mark.slow
 def test_what_is_written_is_what_the_page_says(guided_run: Path, tmp_path: Path, pdlab) -> None:
     pytest.importorskip("onnxruntime")
     out = tmp_path / "page"
