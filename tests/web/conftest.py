@@ -14,6 +14,9 @@ from pdlab.networks.registry import build, conditioning
 from pdlab.training.checkpoint import save
 from pdlab.web import runtime
 from tests.adapters.test_graph import UNET
+from tests.data.conftest import server
+
+__all__ = ["server"]  # a fixture
 
 
 @pytest.fixture(scope="session")

@@ -81,27 +81,33 @@ def cdn(tmp_path_factory: pytest.TempPathFactory, fetched: dict[str, bytes], gui
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def chromium() -> Iterator[Callable[..., Browser]]:
+    """Starts Chromium with more arguments."""
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed: apt-get install chromium")
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield running
-        running.close()
+        running: list[Browser] = []
+
+        def start(*more: str) -> Browser:
+            args = ["--no-sandbox", *more]
+            running.append(playwright.chromium.launch(executable_path=CHROMIUM, args=args))
+            return running[-1]
+
+        yield start
+        for browser in running:
+            browser.close()
 
 
-@pytest.fixture
-def imitated() -> Iterator[Browser]:
-    """A browser with WebGPU on a graphics card that the processor imitates."""
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed: apt-get install chromium")
-    with sync_playwright() as playwright:
-        args = ["--no-sandbox", "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
-        running = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=[*args, "--enable-features=Vulkan,WebGPU"]
-        )
-        yield running
-        running.close()
+@pytest.fixture(scope="module")
+def browser(chromium: Callable[..., Browser]) -> Browser:
+    return chromium()
+
+
+@pytest.fixture(scope="module")
+def imitated(chromium: Callable[..., Browser]) -> Browser:
+    """One with WebGPU on a graphics card that the processor imitates."""
+    how = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan,WebGPU")
+    return chromium(*how)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The page as files: weights that draw the same, a graph that WebGPU runs, and nothing but a page is replaced."""
 
+import hashlib
 import io
 import json
 import sys
@@ -21,6 +22,7 @@ from pdlab.training.checkpoint import load
 from pdlab.web import packed, runtime, site
 from pdlab.web.students import students
 from tests.command import refused
+from tests.data.conftest import Server
 
 #: Of what the graphs need, the operators that onnxruntime-web 1.30 has for WebGPU (its docs/webgpu-operators.md).
 WEBGPU = {
@@ -61,6 +63,7 @@ def test_steps_of_the_graph_draw_what_the_student_draws(guided_run: Path) -> Non
     assert np.abs(drawn - expected.numpy()).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_what_a_graph_computes_webgpu_computes(guided_run: Path, plain_run: Path) -> None:
     onnx = pytest.importorskip("onnx")
     for place, shape in ((guided_run, (3, 8, 8)), (plain_run, (1, 6, 4))):
@@ -77,6 +80,7 @@ def test_what_a_graph_computes_webgpu_computes(guided_run: Path, plain_run: Path
         assert {value.name for value in model.graph.input} == {"z", *graph.inputs[1:], *graph.times[0]}
 
 
+@pytest.mark.slow
 def test_what_is_written_is_what_the_page_says(guided_run: Path, tmp_path: Path, pdlab) -> None:
     pytest.importorskip("onnxruntime")
     out = tmp_path / "page"
@@ -150,6 +154,7 @@ def test_without_a_network_nothing_is_written(
 ) -> None:
     pytest.importorskip("onnxruntime")
     monkeypatch.setenv("PDLAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(runtime, "TARBALL", "http://127.0.0.1:9/onnxruntime-web.tgz")
     monkeypatch.setattr("pdlab.data.download.RETRIES", 0)
     refused(
@@ -184,6 +189,22 @@ def test_only_the_files_are_taken_from_the_tarball(tmp_path: Path, monkeypatch: 
     archive.write_bytes(archive.read_bytes()[:-30])
     with pytest.raises(PdlabError, match="is damaged"):
         runtime.taken(archive)
+
+
+def test_the_tarball_is_fetched_once_and_not_kept(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PDLAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(runtime, "FILES", [runtime.File("a.mjs", 5, runtime.integrity(b"a.mjs"))])
+    server.content = tarball(tmp_path / "a.tgz", {"package/dist/a.mjs": b"a.mjs", "b": b"b"}).read_bytes()
+    monkeypatch.setattr(runtime, "TARBALL", server.address)
+    monkeypatch.setattr(runtime, "TARBALL_BYTES", len(server.content))
+    monkeypatch.setattr(runtime, "TARBALL_SHA256", hashlib.sha256(server.content).hexdigest())
+    for _ in range(2):
+        assert runtime.fetch() == {"a.mjs": b"a.mjs"}
+    assert server.asked == 1
+    there = [path.relative_to(tmp_path / "cache") for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert there == [runtime.place().relative_to(tmp_path / "cache") / "a.mjs"]
 
 
 def test_a_file_that_was_changed_in_the_cache_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

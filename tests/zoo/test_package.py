@@ -90,6 +90,8 @@ def test_the_wheel_holds_the_ladders(tmp_path: Path) -> None:
     code = (
         "import torch, pdlab\n"
         "import pdlab.app.html, pdlab.zoo.page  # which read their templates\n"
+        "from pdlab.web.site import ASSETS, PAGE\n"
+        "assert all((PAGE / name).is_file() for name in (*ASSETS, 'index.html.j2', 'LICENSE-onnxruntime'))\n"
         "from pdlab import data, zoo\n"
         "from pdlab.diffusion.samplers import sample\n"
         "name = zoo.default()\n"
