@@ -95,7 +95,8 @@ def check_place(path: Path, remedy: str) -> None:
 def check_new_folder(path: Path, remedy: str) -> None:
     """The same for a folder that `atomic_folder` will make: nothing may stand there."""
     try:
-        if os.path.lexists(path):
+        with contextlib.suppress(FileNotFoundError):
+            path.lstat()
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         _check_parent(path)
     except (OSError, ValueError) as error:

@@ -94,7 +94,13 @@ def export_diffusers(denoiser: Denoiser, out: Path, steps: int, classes: Sequenc
             index |= {"_class_name": ["pipeline", "StepPipeline"], **own}
         _put(folder / "model_index.json", json.dumps(index, indent=2) + "\n")
         apart = _compared(denoiser, folder, type(network), steps, own)
-        page = {"name": out.absolute().name, "stock": stock, "own": own, "names": names}
+        page = {
+            "name": json.dumps(out.absolute().name),
+            "stock": stock,
+            "own": own,
+            "names": names,
+            "ends": [json.dumps(name) for name in (names[:1] + names[-1:])],
+        }
         _put(
             folder / "README.md",
             _PAGE.render(page, steps=steps, apart=apart, clip=denoiser.bounded, version=__version__),

@@ -244,7 +244,7 @@ def _asking(name: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 403):
-            why = f"{hub} refuses {name} ({status}): it is private, or not yours: hf auth login, or set HF_TOKEN"
+            why = f"{hub} refuses {name} ({status}), private, not yours or missing: hf auth login, or HF_TOKEN"
         elif status == 404:
             why = f"{hub} has no {name}, or no such file in it: see its page, or log in if it is private"
         else:

@@ -1,5 +1,6 @@
 """Folders that diffusers loads: its own classes where they can say it, and code that needs no pdlab where not."""
 
+import ast
 import json
 import math
 import os
@@ -201,6 +202,15 @@ def test_the_page_runs_where_there_is_no_pdlab(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "sample.png").exists()
+
+
+def test_a_name_that_needs_escapes_still_makes_a_page_that_runs(tmp_path: Path) -> None:
+    for name in ('say "x"', "\udcff"):
+        export_diffusers(student_of(UNET, "x"), tmp_path / name, 1, ['red "1"', "b", "c"])
+        page = (tmp_path / name / "README.md").read_text()
+        (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+        said = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
+        assert {name, 'red "1"', "c"} <= set(said)
 
 
 @pytest.mark.parametrize("kind", FILES)

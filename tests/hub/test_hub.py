@@ -284,6 +284,16 @@ def test_a_bad_push_is_refused_before_anything_is_made(hub: Hub, student: Path, 
         module.push(NAME, module.Checkpoint(load(student).denoiser), module.Machine("cpu"))
 
 
+@pytest.mark.parametrize("place", ["", ".", "x" * 300, "/proc/x", "/dev/null/x", "token"])
+def test_a_folder_that_cannot_be_made(place: str, hub: Hub, student: Path, tmp_path: Path, pdlab: Any) -> None:
+    uploaded(hub, student)
+    (tmp_path / "token").write_text("kept")
+    refused(pdlab("pull", NAME, place), "cannot write", "choose another DIR")
+    with pytest.raises(module.PdlabError, match="null byte"):
+        module.pull(NAME, Path("a\0b"))
+    assert [path.name for path in tmp_path.iterdir()] == ["token"]
+
+
 @pytest.mark.slow
 def test_the_address_and_the_token_are_the_environments(hub: Hub, student: Path, tmp_path: Path) -> None:
     environment = {
