@@ -195,8 +195,9 @@ class RunLadder(ShownLadder):
                 raise PdlabError(f"{folder} cannot be read as a checkpoint: {reason(error)}") from error
             network, info = header["network"], header["info"]
             registry.check_buildable(registry.from_json(network, f"{folder}: network"))
-            # Of images; what was converted draws as the teacher does.
-            if header["bounded"] and info and info["model"] != CONVERTED:
+            # Of images, told no more than a class; what was converted draws as the teacher does.
+            drawn = header["bounded"] and not network.get("condition")
+            if drawn and info and info["model"] != CONVERTED:
                 which = GUIDED if info["model"] == GUIDED else header["steps"]
                 self._paths[which], self._takes[which] = folder, float(network.get("guidance_max", 0.0))
                 self._info = info

@@ -30,7 +30,8 @@ _TEMPLATE = Environment(
 def write_page(
     folder: Path, name: str, checkpoint: Checkpoint, machine: Machine, licence: str, report: Path | None
 ) -> None:
-    """Write README.md, samples.png and, of a model that was measured, report.json into `folder`.
+    """Write README.md, samples.png (not of latents, or of what is told a condition) and, of a model that was measured,
+    report.json into `folder`.
 
     Figures are this model's in `report`, or in report.json beside it. PdlabError for a report that is none.
     """
@@ -42,13 +43,17 @@ def write_page(
         content = json.dumps({"rows": [row.to_dict() for row in rows]}, indent=2, allow_nan=False)
         write(folder / REPORT, content.encode())
     steps = denoiser.steps or min(checkpoint.info.get("preset", {}).get("first_steps", _STEPS), _STEPS)
-    write_samples(folder / "samples.png", checkpoint, SAMPLES, steps, machine, quiet=True)
-    text = page(name, checkpoint, licence, rows, steps)
+    drawn = denoiser.condition is None and (
+        denoiser.bounded or len(checkpoint.shape) == 1
+    )  # latents are no picture
+    if drawn:
+        write_samples(folder / "samples.png", checkpoint, SAMPLES, steps, machine, quiet=True)
+    text = page(name, checkpoint, licence, rows, steps, drawn)
     write(folder / "README.md", text.encode())
 
 
-def page(name: str, checkpoint: Checkpoint, licence: str, rows: Sequence[Row], steps: int) -> str:
-    """The text of README.md. `steps` are those of its picture."""
+def page(name: str, checkpoint: Checkpoint, licence: str, rows: Sequence[Row], steps: int, drawn: bool) -> str:
+    """The text of README.md. `steps` are those of its picture, if there is one (`drawn`)."""
     denoiser, info = checkpoint.denoiser, checkpoint.info
     config = config_of(denoiser)
     facts: dict[str, Any] = {
@@ -78,6 +83,8 @@ def page(name: str, checkpoint: Checkpoint, licence: str, rows: Sequence[Row], s
         name=name,
         licence=licence,
         task="unconditional-image-generation" if images and not denoiser.num_classes else None,
+        drawn=drawn,
+        condition=denoiser.condition,
         first=checkpoint.classes[0] if denoiser.num_classes else None,
         steps=steps,
         own=denoiser.steps,

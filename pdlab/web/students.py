@@ -88,7 +88,7 @@ def _of_run(place: Path) -> Students:
             f"{place} holds no student of up to {MOST_STEPS} steps: make some with pdlab distill … --run {place}"
         )
     first = found[min(found)]
-    if len(first.shape) != 3 or not first.denoiser.bounded:
+    if len(first.shape) != 3 or not first.denoiser.bounded or first.denoiser.condition is not None:
         raise PdlabError(f"the students in {place} draw no images: there is nothing for a page to show")
     most, classes = first.denoiser.guidance_max, first.classes
     return Students(

@@ -19,6 +19,7 @@ from pdlab import hub as module
 from pdlab import zoo
 from pdlab.metrics.card import Row
 from pdlab.training.checkpoint import load, save
+from pdlab.training.machine import Machine
 from tests.adapters.test_export_diffusers import student_of
 from tests.adapters.test_graph import UNET
 from tests.command import refused
@@ -347,3 +348,13 @@ def test_a_pipeline_of_diffusers_is_fetched_when_asked(hub: Hub, tmp_path: Path,
     hub.files["someone/other"], hub.private["someone/other"] = hub.files[NAME], False
     refused(pdlab("distill", "diffusers:someone/other", "--run", "b", "--download"), "answered 500")
     assert not list((tmp_path / "cache" / "hub").glob("*other*/*"))
+
+
+def test_latents_go_there_without_a_picture(hub: Hub, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    denoiser = student_of(UNET, "x")
+    denoiser.bounded = False
+    save(tmp_path / "latents", denoiser)
+    module.push(NAME, load(tmp_path / "latents"), Machine("cpu"))
+    assert set(hub.files[NAME]) == {"config.json", "model.safetensors", "README.md"}
+    assert "samples.png" not in hub.files[NAME]["README.md"].decode()
