@@ -30,10 +30,10 @@ _TEMPLATE = Environment(
 def write_page(
     folder: Path, name: str, checkpoint: Checkpoint, machine: Machine, licence: str, report: Path | None
 ) -> None:
-    """Write README.md, samples.png (not of latents, or of what is told a condition) and, of a model that was measured,
-    report.json into `folder`.
+    """Write README.md, samples.png and, of a model that was measured, report.json into `folder`.
 
-    Figures are this model's in `report`, or in report.json beside it. PdlabError for a report that is none.
+    There is no picture of latents, or of what is told a condition. Figures are this model's in `report`, or in
+    report.json beside it. PdlabError for a report that is none.
     """
     denoiser, path = checkpoint.denoiser, checkpoint.path
     if report is None and path is not None and (path.parent / REPORT).is_file():
@@ -43,9 +43,7 @@ def write_page(
         content = json.dumps({"rows": [row.to_dict() for row in rows]}, indent=2, allow_nan=False)
         write(folder / REPORT, content.encode())
     steps = denoiser.steps or min(checkpoint.info.get("preset", {}).get("first_steps", _STEPS), _STEPS)
-    drawn = denoiser.condition is None and (
-        denoiser.bounded or len(checkpoint.shape) == 1
-    )  # latents are no picture
+    drawn = denoiser.condition is None and (denoiser.bounded or len(checkpoint.shape) == 1)
     if drawn:
         write_samples(folder / "samples.png", checkpoint, SAMPLES, steps, machine, quiet=True)
     text = page(name, checkpoint, licence, rows, steps, drawn)

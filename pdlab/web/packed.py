@@ -4,8 +4,8 @@
 
 A row is what a weight's first side counts (an output channel); a vector's rows have one value, and are exact but
 for rounding. The low bytes are noise, the high bits are few and often the same: apart, gzip makes 5.4 M weights
-7.4 MiB. With 8 bits the 1-step student of the ladder that ships draws images up to 4.7 grey levels from its own; with
-10 the 8-step student is up to 1.8 apart, with 12 up to 0.4.
+7.4 MiB. With 8 bits the 1-step student of the ladder that ships draws images up to 4.7 grey levels from its own;
+with 10 bits its 8-step student is up to 1.8 apart, with 12 up to 0.4.
 """
 
 import gzip
