@@ -104,6 +104,7 @@ def distill(
     weighting: str | None = None,
     guidance_max: float | None = None,
     objective: Callable[[Denoiser, int, str, int], RoundObjective] = RoundObjective,
+    lora: int | None = None,
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
@@ -126,6 +127,7 @@ def distill(
         guidance_max: above 0, the ladder begins with a student that is told a guidance weight up to this
             (`run`/guided, by the same settings); the network needs a way in for it (default: the teacher's, or 0).
         objective: what a round minimises, called at its beginning with (teacher, steps, weighting, hops).
+        lora: the rank of the adapters that the students are, of a few percent of the weights; needs pdlab[lora].
 
     An eps network becomes a v network first (`run`/converted, by the same settings).
 
@@ -157,7 +159,7 @@ def distill(
         candidate = teacher
     else:
         candidate = _candidate(shaped, source, preset, machine, seed)
-    rungs = check_rounds(candidate, source, preset, first, last, hops)
+    rungs = check_rounds(candidate, source, preset, first, last, hops, lora)
     with Run(run) as folder, Log(folder.path, quiet=quiet) as log:
         candidate = kept(candidate, folder)
         distill_into(
@@ -170,6 +172,7 @@ def distill(
             last=last,
             hops=hops,
             objective=objective,
+            rank=lora,
             seed=seed,
             log=log,
             upkeep=upkeep,

@@ -13,7 +13,7 @@ import typer
 
 from pdlab import __version__, console
 from pdlab.errors import PdlabError, extra, reason
-from pdlab.schema import MOST_STEPS
+from pdlab.schema import MOST_RANK, MOST_STEPS
 
 app = typer.Typer(
     name="pdlab",
@@ -282,6 +282,16 @@ def distill(
         int,
         typer.Option("--hops", min=2, max=MOST_STEPS, help="Teacher's steps that one of the student's replaces."),
     ] = 2,
+    lora: Annotated[
+        int | None,
+        typer.Option(
+            "--lora",
+            metavar="RANK",
+            min=1,
+            max=MOST_RANK,
+            help="Students are adapters of this rank: a few percent of the weights, beside a frozen teacher.",
+        ),
+    ] = None,
     data: DataOption = None,
     dataset: Annotated[str | None, typer.Option(help="Data set (default: the one it was trained on).")] = None,
     download: DownloadOption = False,
@@ -331,7 +341,7 @@ def distill(
     machine = Machine(device.value, precision.value if precision else settings.precision, compile)
     if source is None:
         source = _data_of(teacher, data, dataset, download)
-    check_rounds(teacher, source, settings, first, last, hops)
+    check_rounds(teacher, source, settings, first, last, hops, lora)
     with Run(run) as folder, Log(folder.path) as log:
         log.say(f"{checkpoint}: {first} steps to {last}, {machine.describe()}")
         teacher = kept(teacher, folder)
@@ -344,6 +354,7 @@ def distill(
             first=first,
             last=last,
             hops=hops,
+            rank=lora,
             seed=seed,
             log=log,
             upkeep=_upkeep(source, machine, log, save_every, skip_bad, change, measure_every),

@@ -25,12 +25,15 @@ from pdlab.files import read_bytes
 FORMAT = 2
 #: Steps of a sampler: eight times the 8192 that the paper reads its teacher at.
 MOST_STEPS = 1 << 16
+#: Of a LoRA student's adapter: beyond it a full student is no larger.
+MOST_RANK = 4096
 MOST_JSON = 16 << 20
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Updates = Annotated[int, Field(ge=1, lt=10**8)]  # eight digits name a state
 Whole = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
+Rank = Annotated[int, Field(ge=1, le=MOST_RANK)]
 Size = Annotated[int, Field(ge=1, le=1 << 20)]  # of one dimension of a network
 Embedding = Annotated[int, Field(ge=4, le=1 << 20, multiple_of=2)]  # sines and cosines
 Blocks = Annotated[int, Field(ge=1, le=256)]

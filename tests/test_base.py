@@ -15,7 +15,7 @@ from tests.command import Result, refused
 
 #: What the extras bring, and what of the base only figures, networks for features and downloads need.
 EXTRAS = ("gradio", "starlette", "pandas", "IPython", "jupyterlab", "ipywidgets", "diffusers", "sklearn")
-EXTRAS += ("onnx", "onnxscript", "onnxruntime", "huggingface_hub")
+EXTRAS += ("onnx", "onnxscript", "onnxruntime", "huggingface_hub", "peft", "transformers")
 LATER = ("matplotlib", "torchvision", "torch_fidelity", "efficientnet_lite_pytorch", "scipy", "pooch")
 
 # As if they were not installed: nothing finds them, whoever looks and however.

@@ -2,12 +2,12 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pdlab.data.source import Source
 from pdlab.diffusion.denoiser import Denoiser
@@ -18,8 +18,10 @@ from pdlab.distillation.conversion import CONVERTED, ConversionObjective, conver
 from pdlab.distillation.guided import GUIDED, GuidedObjective, check_guidable, draw_guidance, guided_student
 from pdlab.distillation.target import target_along, times_of
 from pdlab.errors import PdlabError
+from pdlab.networks import lora
 from pdlab.networks.registry import twin
-from pdlab.training.checkpoint import Checkpoint, load, save
+from pdlab.tensors import shapes_of
+from pdlab.training.checkpoint import Checkpoint, Standing, copied, load, read_header, save
 from pdlab.training.cost import Cost, check_memory, size_of
 from pdlab.training.log import Log
 from pdlab.training.loop import CHANGEABLE, Trained, Upkeep, fit, trainable
@@ -100,11 +102,19 @@ class Ladder:
     Two networks serve all rounds: the student starts a round as a copy of the teacher's weights, and its
     weights become the next teacher's, in place. The student is trained in evaluation mode: no dropout.
 
+    With a `rank` the student is the teacher of the first round with an adapter (see `networks.lora`), which goes on
+    from round to round, so that any student is that teacher and one adapter; the next round's teacher is the two
+    merged.
+
     Args:
         teacher: any denoiser; left as it is.
         weighting: of the student's loss.
         hops: how many of the teacher's steps one of the student's replaces; the paper's 2.
         objective: what a round minimises: called at its beginning with (teacher, steps, weighting, hops).
+        rank: of the adapter, drawn by `seed`; None for students that are trained whole.
+
+    Attributes:
+        adapter: its tensors, as files have them; empty without.
     """
 
     def __init__(
@@ -116,13 +126,20 @@ class Ladder:
         weighting: str = "truncated",
         hops: int = 2,
         objective: Callable[[Denoiser, int, str, int], RoundObjective] = RoundObjective,
+        rank: int | None = None,
+        seed: int = 0,
     ) -> None:
         self.machine, self.weighting, self.hops, self.objective = machine, weighting, hops, objective
         self.source = source.to(machine.device)
         self.teacher = machine.place(copy.deepcopy(teacher)).eval().requires_grad_(False)
-        self.student = machine.place(copy.deepcopy(teacher))
-        if not any(p.requires_grad for p in self.student.parameters()):  # it was frozen as a whole, not in part
-            self.student.requires_grad_(True)
+        student = copy.deepcopy(teacher)
+        if not any(p.requires_grad for p in student.parameters()):  # it was frozen as a whole, not in part
+            student.requires_grad_(True)
+        self.adapter: dict[str, nn.Parameter] = {}
+        if rank is not None:
+            self._base = copy.deepcopy(self.teacher.network.state_dict())
+            self.adapter = lora.inject(student.network, rank, seed)
+        self.student = machine.place(student)
         self._live_teacher = trainable(self.teacher, machine)
         self._live_student = trainable(self.student, machine)
 
@@ -139,10 +156,11 @@ class Ladder:
     ) -> Trained:
         """Distil the current teacher into a student of `steps` steps, `self.student`.
 
-        The student starts as its teacher, or as `start`. With a moving average in `settings` it ends as that: the
-        average is sampled, kept, and the next teacher.
+        The student starts as its teacher, or (trained whole) as `start`. With a moving average in `settings` it
+        ends as that: the average is sampled, kept, and the next teacher.
         """
-        self.student.network.load_state_dict((start or self.teacher).network.state_dict())
+        if not self.adapter:  # else it is what its teacher is made of
+            self.student.network.load_state_dict((start or self.teacher).network.state_dict())
         self.student.steps = steps
         objective = self.objective(self._live_teacher, steps, self.weighting, self.hops)
         objective.drawn_as = settings.times
@@ -163,11 +181,21 @@ class Ladder:
         self.student.network.load_state_dict(trained.weights)
         return trained
 
-    def promote(self, student: Denoiser | None = None) -> None:
-        """Make the student (or another denoiser of the same network) the teacher of the next round."""
+    @torch.no_grad()
+    def promote(self, student: Denoiser | None = None, adapter: Mapping[str, Tensor] | None = None) -> None:
+        """Make the student (or another denoiser of the same network) the teacher of the next round.
+
+        Of a ladder of adapters another is given with its `adapter`.
+        """
         student = student or self.student
-        self.teacher.network.load_state_dict(student.network.state_dict())
         self.teacher.steps = student.steps
+        if not self.adapter:
+            self.teacher.network.load_state_dict(student.network.state_dict())
+            return
+        for name, tensor in (adapter or {}).items():
+            self.adapter[name].copy_(tensor)
+        self.teacher.network.load_state_dict(self._base)
+        lora.merge(self.teacher.network, self.adapter)
 
 
 def check_halvable(teacher: Denoiser) -> None:
@@ -180,6 +208,8 @@ def check_halvable(teacher: Denoiser) -> None:
         )
 
 
+#: The name of what a run's adapters stand on, where it is not of the run.
+BASE = "base"
 #: The names of what may come between a teacher and its first student.
 STAGES = (CONVERTED, GUIDED)
 
@@ -200,6 +230,7 @@ def distill(
     last: int = 1,
     hops: int = 2,
     objective: Callable[[Denoiser, int, str, int], RoundObjective] = RoundObjective,
+    rank: int | None = None,
     seed: int = 0,
     log: Log | None = None,
     upkeep: Upkeep = Upkeep(),
@@ -208,11 +239,13 @@ def distill(
 
     The rounds go by `preset.distill`, each replacing `hops` steps by one and minimising `objective` (see `Ladder`);
     with `preset.guidance_max` a student that takes a guidance weight comes before them, by `preset.guide`, unless
-    `teacher` is one, and before all a v network, by the same settings, if `teacher` predicts eps. Finished rounds
-    are kept and an interrupted one goes on. Every checkpoint names its teacher's sha256. Raises PdlabError for step
-    counts that `hops` do not connect, other data, or a foreign run folder.
+    `teacher` is one, and before all a v network, by the same settings, if `teacher` predicts eps. Both change what
+    the network takes or says, and are trained whole; with a `rank` the students are adapters (see `Ladder`) that
+    stand on the last of them, or on `teacher`, of which the run then keeps a copy, RUN/base, unless it is its own.
+    Finished rounds are kept and an interrupted one goes on. Every checkpoint names its teacher's sha256. Raises
+    PdlabError for step counts that `hops` do not connect, other data, or a foreign run folder.
     """
-    rungs = check_rounds(teacher, source, preset, first, last, hops)
+    rungs = check_rounds(teacher, source, preset, first, last, hops, rank)
     settings, weighting, firsts = preset.distill, preset.weighting, _first_stages(teacher.denoiser, preset)
     # Not `last`: a run that stopped at 2 steps may go on to 1.
     claim = {
@@ -223,6 +256,7 @@ def distill(
         "first": first,
         "hops": hops,
         "objective": f"{objective.__module__}.{objective.__qualname__}",
+        "lora": rank,
         "seed": seed,
         "data": describe(source),
         "precision": machine.precision_for(teacher.denoiser.network),
@@ -244,14 +278,29 @@ def distill(
     for name in firsts:
         teacher = _first(name, teacher, source, preset, run, machine, recorded, seed=seed, log=log, upkeep=upkeep)
         paths.append(run.path / name)
-    steps_down = Ladder(teacher.denoiser, source, machine, weighting=weighting, hops=hops, objective=objective)
+    steps_down = Ladder(
+        teacher.denoiser,
+        source,
+        machine,
+        weighting=weighting,
+        hops=hops,
+        objective=objective,
+        rank=rank,
+        seed=seed,
+    )
     flops = size_of(teacher.denoiser).flops
+    standing, learning = None, 3 * flops
+    if rank is not None:
+        standing = _standing(teacher, run, rank)
+        learning = 3 * size_of(steps_down.student, as_it_is=True).flops - flops  # no gradients of what stays
     parent = teacher.sha256
     for steps in rungs:
         path = run.path / rung_name(steps)
         if run.checkpoint(path.name) is not None:
-            done = _load_rung(path, parent, steps_down.student)
-            steps_down.promote(done.denoiser)
+            done = _load_rung(path, parent, steps_down.teacher)
+            if shapes_of(done.adapter) != shapes_of(steps_down.adapter):
+                raise PdlabError(f"{path} is no student of this run's --lora: remove it to distil it again")
+            steps_down.promote(done.denoiser, done.adapter)
             parent = done.sha256
         else:
             optimization = round_settings(settings, steps)
@@ -268,9 +317,9 @@ def distill(
                 "changes": trained.changes,
                 "skipped": trained.skipped,
                 "device": machine.describe(),
-                "cost": dataclasses.asdict(Cost.of(optimization, flops, hops, trained.seconds)),
+                "cost": dataclasses.asdict(Cost.of(optimization, flops, hops, trained.seconds, learning)),
             }
-            parent = save(path, steps_down.student, info)
+            parent = save(path, steps_down.student, info, steps_down.adapter, standing)
             steps_down.promote()
         run.drop_states(path.name)
         paths.append(path)
@@ -336,10 +385,23 @@ def _first(
 
 
 def check_rounds(
-    teacher: Checkpoint, source: Source, preset: Preset, first: int, last: int, hops: int = 2
+    teacher: Checkpoint,
+    source: Source,
+    preset: Preset,
+    first: int,
+    last: int,
+    hops: int = 2,
+    rank: int | None = None,
 ) -> list[int]:
     """The rungs of `distill` with these arguments; PdlabError, before anything is written, if it cannot be done."""
     rungs = ladder(first, last, hops)
+    if rank is not None:
+        lora.check(teacher.denoiser.network, rank)
+        if teacher.adapter:
+            raise PdlabError(
+                f"{teacher.path} is an adapter itself: go on in its own run, or make it whole with "
+                "pdlab.save(path, pdlab.load(…))"
+            )
     for steps in rungs:
         round_settings(preset.distill, steps)
     if preset.guidance_max and not teacher.denoiser.guidance_max:
@@ -363,6 +425,20 @@ def check_same_data(checkpoint: Checkpoint, source: Source) -> None:
         )
     denoiser = checkpoint.denoiser
     check_fits(source, checkpoint.shape, denoiser.num_classes, denoiser.condition, str(checkpoint.path))
+
+
+def _standing(teacher: Checkpoint, run: Run, rank: int) -> Standing:
+    """On what the run's adapters stand: `teacher`, beside them."""
+    assert teacher.path is not None
+    place = teacher.path.resolve()
+    if place.parent != run.path.resolve() or place.name.startswith("."):
+        place = run.path / BASE
+        if run.checkpoint(BASE) is None:
+            run.check_free(BASE)
+            copied(teacher.path, place)
+        elif read_header(place)["sha256"] != teacher.sha256:
+            raise PdlabError(f"{place} is another checkpoint than {teacher.path}: choose another --run")
+    return {"rank": rank, "base": place.name, "sha256": teacher.sha256}
 
 
 def _load_rung(path: Path, parent: str, like: Denoiser) -> Checkpoint:

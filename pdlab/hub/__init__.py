@@ -64,6 +64,11 @@ def push(
     hub = _library(name)
     if checkpoint.path is None:
         raise PdlabError("this model lies nowhere yet: pdlab.save(path, model) keeps it")
+    if checkpoint.adapter:
+        raise PdlabError(
+            f"{checkpoint.path} is an adapter of another checkpoint: pdlab.save('whole', pdlab.load(path)) merges "
+            "them, and whole can be pushed"
+        )
     if not re.fullmatch("[a-z0-9][a-z0-9.-]{0,99}", licence):
         raise PdlabError(f"--license {licence!r:.60} is no identifier of the hub, such as apache-2.0 or cc-by-4.0")
     with _asking(name):

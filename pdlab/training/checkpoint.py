@@ -3,26 +3,31 @@
     NAME/model.safetensors    the weights, float32 (or float16 in the zoo)
     NAME/model.json           everything else, with the sha256 of the weights
 
+A LoRA student's weights are those of its adapter alone (`networks.lora`). Its JSON names the checkpoint that it
+stands on by sha256 and by the name of a folder beside its own: a path could lead a reader anywhere, and a run that
+is moved whole stays whole. Reading merges the two, so that nothing that uses a checkpoint sees which kind it is.
+
 How they are written and checked is `pdlab.tensors`; a checkpoint is never changed afterwards.
 The sha256 of the weights is the checkpoint's name in reports and lineage.
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from typing_extensions import NotRequired, TypedDict
 
 from pdlab import schema
 from pdlab.diffusion.denoiser import Denoiser
 from pdlab.diffusion.schedule import CosineSchedule
-from pdlab.errors import PdlabError, reason
-from pdlab.networks import registry
-from pdlab.tensors import most_bytes, read_tensors, shapes_of, write_folder
+from pdlab.errors import Damaged, PdlabError, reason
+from pdlab.networks import lora, registry
+from pdlab.tensors import Shapes, most_bytes, read_tensors, shapes_of, write_folder
 from pdlab.training.presets import Optimization, Preset, from_dict
 
 #: What to do when a run's folders cannot be written.
@@ -93,6 +98,14 @@ class Bounds(TypedDict):
     logsnr_max: schema.Finite | None
 
 
+class Standing(TypedDict):
+    """Of an adapter: its rank, and the checkpoint that it changes, by its folder's name and its sha256."""
+
+    rank: schema.Rank
+    base: Annotated[str, Field(pattern=r"^[^./\x00][^/\x00]{0,254}$")]
+    sha256: schema.Sha256
+
+
 class Header(TypedDict):
     """model.json without its seal; `info` is empty for a denoiser that was made by hand."""
 
@@ -103,6 +116,7 @@ class Header(TypedDict):
     bounded: bool
     steps: schema.Steps | None
     info: dict[str, Any]
+    adapter: NotRequired[Standing]
 
 
 @dataclass
@@ -110,13 +124,15 @@ class Checkpoint:
     """A denoiser with what is known about it.
 
     `info` is an `Info` (preset, data, training, lineage), or empty for a denoiser that was made by hand;
-    `sha256` names the weights, `path` is where they lie.
+    `sha256` names the weights, `path` is where they lie. `adapter` are the tensors of a LoRA student, merged into
+    the denoiser already; it is empty for any other.
     """
 
     denoiser: Denoiser
     info: dict[str, Any] = field(default_factory=dict)
     sha256: str = ""
     path: Path | None = None
+    adapter: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -169,12 +185,16 @@ class Checkpoint:
 
 
 def save(
-    path: Path, denoiser: Denoiser, info: dict[str, Any] | None = None, weights: dict[str, Tensor] | None = None
+    path: Path,
+    denoiser: Denoiser,
+    info: dict[str, Any] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+    standing: Standing | None = None,
 ) -> str:
     """Write `denoiser` (with `weights` instead of its own, e.g. the EMA) as a new folder `path`.
 
-    `info` is an `Info`, or nothing for a denoiser that was made by hand. Returns the sha256 of the weights. Raises
-    PdlabError when it cannot be written; nothing is left then.
+    `info` is an `Info`, or nothing for a denoiser that was made by hand. With `standing` the `weights` are those of
+    an adapter. Returns their sha256. Raises PdlabError when it cannot be written; nothing is left then.
     """
     info = info or {}
     _check_info(info, str(path))
@@ -188,8 +208,15 @@ def save(
         "bounded": denoiser.bounded,
         "steps": denoiser.steps,
         "info": info,
+        **({} if standing is None else {"adapter": standing}),
     }
     return write_folder(path, "model", weights or denoiser.network.state_dict(), header, REMEDY)
+
+
+def copied(path: Path, to: Path) -> None:
+    """Write the checkpoint `path` once more, as the new folder `to`. Raises PdlabError as `save` and `load`."""
+    header = read_header(path)
+    write_folder(to, "model", read_tensors(path / "model.safetensors", header["sha256"]), header, REMEDY)
 
 
 def load(path: Path | str, network: nn.Module | None = None) -> Checkpoint:
@@ -256,21 +283,43 @@ def _load(path: Path, network: nn.Module | None = None) -> Checkpoint:
         header = read_header(path)
         denoiser = _described(header, f"{path / 'model.json'}", network)
         held = denoiser.network.state_dict()
-        expected = shapes_of(held)
         into = f"network {type(network).__name__}" if network is not None else "its JSON"
+        standing = header.get("adapter")
+        expected = shapes_of(held) if standing is None else lora.tensors_of(denoiser.network, standing["rank"])
         tensors = read_tensors(path / "model.safetensors", header["sha256"], expected, into)
     except FileNotFoundError as error:
         raise PdlabError(f"{path} is not a checkpoint: it has no {Path(error.filename).name}") from None
-    for name, tensor in tensors.items():
-        counts = not held[name].is_floating_point()  # such as of the batches that a norm has seen
-        if counts == tensor.is_floating_point() or not bool(tensor.isfinite().all()):
-            raise PdlabError(f"{path}: {name} holds other things than finite numbers; train it again")
+    counts = {name for name, tensor in held.items() if not tensor.is_floating_point()}  # such as norms' of batches
+    adapter: dict[str, Tensor] = {}
+    if standing is not None:
+        adapter, tensors = _floats(path, tensors), _read_base(path, standing, shapes_of(held), into)
     if network is None:
         denoiser.to_empty(device="cpu")
-    denoiser.network.load_state_dict(
-        {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-    )
-    return Checkpoint(denoiser.eval(), header["info"], header["sha256"], path)
+    denoiser.network.load_state_dict(_floats(path, tensors, counts))
+    lora.merge(denoiser.network, adapter)
+    return Checkpoint(denoiser.eval(), header["info"], header["sha256"], path, adapter)
+
+
+def _floats(path: Path, tensors: Mapping[str, Tensor], counts: Iterable[str] = ()) -> dict[str, Tensor]:
+    """`tensors` in float32, but for those that are `counts`; PdlabError for what is not finite numbers."""
+    for name, tensor in tensors.items():
+        if (name in counts) == tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+            raise PdlabError(f"{path}: {name} holds other things than finite numbers; train it again")
+    return {name: tensor if name in counts else tensor.float() for name, tensor in tensors.items()}
+
+
+def _read_base(
+    path: Path, standing: Standing, expected: Shapes | None = None, into: str = "its JSON"
+) -> dict[str, Tensor]:
+    """The weights of the checkpoint that the adapter `path` stands on."""
+    place = path.resolve().parent / standing["base"]
+    try:
+        return read_tensors(place / "model.safetensors", standing["sha256"], expected, into)
+    except (Damaged, FileNotFoundError, NotADirectoryError):
+        raise PdlabError(
+            f"{path} is an adapter, and {place} is not the checkpoint that it stands on: put that of sha256 "
+            f"{standing['sha256']:.12}… there, or take the whole folder of the run"
+        ) from None
 
 
 def _described(header: dict[str, Any], what: str, network: nn.Module | None) -> Denoiser:
@@ -297,7 +346,10 @@ def _described(header: dict[str, Any], what: str, network: nn.Module | None) -> 
 
 def _is_good(path: Path) -> bool:
     try:
-        read_tensors(path / "model.safetensors", read_header(path)["sha256"])
+        header = read_header(path)
+        read_tensors(path / "model.safetensors", header["sha256"])
+        if "adapter" in header:
+            _read_base(path, header["adapter"])
     except (PdlabError, OSError):
         return False
     return True

@@ -34,10 +34,10 @@ def size(config: Any, output: str) -> Size:
         return _size(build(config, output), config)
 
 
-def size_of(denoiser: Denoiser) -> Size:
-    """The size of `denoiser`'s network; one's own is run once for it."""
+def size_of(denoiser: Denoiser, as_it_is: bool = False) -> Size:
+    """The size of `denoiser`'s network; one's own, or one that is to be measured `as_it_is`, is run once for it."""
     config = config_of(denoiser)
-    if not isinstance(config, Own):
+    if not isinstance(config, Own) and not as_it_is:
         return size(config, denoiser.output)
     network = copy.deepcopy(denoiser.network).eval()
     with torch.device(denoiser.device):
@@ -93,11 +93,17 @@ class Cost:
     seconds: float
 
     @staticmethod
-    def of(settings: Optimization, flops: int, teacher_forwards: int, seconds: float) -> "Cost":
-        """Cost of `settings.updates` updates; `teacher_forwards` an example: 0 for a teacher, 2 for a round."""
+    def of(
+        settings: Optimization, flops: int, teacher_forwards: int, seconds: float, student: int | None = None
+    ) -> "Cost":
+        """Cost of `settings.updates` updates; `teacher_forwards` an example: 0 for a teacher, 2 for a round.
+
+        `flops` are a forward pass's, `student` those of one that learns, forward and backward: 3 times as many,
+        unless given.
+        """
         images = settings.updates * settings.batch
-        forward = images * (1 + teacher_forwards)
-        return Cost(images, forward, images, float(flops) * (forward + 2 * images), seconds)
+        forward, student = images * (1 + teacher_forwards), 3 * flops if student is None else student
+        return Cost(images, forward, images, float(images) * (teacher_forwards * flops + student), seconds)
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(

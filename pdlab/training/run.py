@@ -6,6 +6,7 @@
                             one that a teacher ended in, from which more updates can go on
     RUN/damaged/            what was found damaged: moved here, never removed
     RUN/teacher/, RUN/student-0032/, …   finished checkpoints; RUN/teacher@K/ one on the way
+    RUN/base/               the teacher from elsewhere that students of this run are adapters of
 
 A state is a checkpoint-like folder (safetensors, sealed JSON, hash), renamed into place, so that `kill -9` at any
 moment leaves either the old or the new one. Randomness is not stored: every update draws from a stream named by

@@ -82,6 +82,16 @@ def run(stopped: Path, tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     return Sandbox(stopped, tmp_path_factory.mktemp("sandbox") / "runs" / "run")
 
 
+@pytest.fixture(scope="module")
+def adapters(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
+    """A run of one LoRA student beside its base."""
+    path = tmp_path_factory.mktemp("adapters") / "run"
+    few = ["--from", "2", "--updates", "1", "--batch", "1", "--lora", "1"]
+    outcome = attempt(["distill", str(built / "ladder" / "teacher"), "--run", str(path), *few, *CPU], path.parent)
+    assert outcome.code == 0, outcome.err
+    return Sandbox(path, tmp_path_factory.mktemp("sandbox") / "runs" / "run")
+
+
 def check(sandbox: Sandbox, name: str, mutation: Mutation, args: list[str], may_read: bool) -> None:
     """`args` refuse the spoiled file, unless they never read it, or it may rightly be accepted."""
     try:
@@ -111,13 +121,20 @@ def resuming(run: Sandbox) -> list[str]:
     return ["train", "digits", "--run", str(run.path), "--updates", "3", "--save-every", "0", *CPU, *OPTIONS]
 
 
+def drawing(adapters: Sandbox) -> list[str]:
+    out = adapters.path.parent.parent / "out.npz"
+    return ["sample", str(adapters.path / "student-0001"), "--n", "1", "--out", str(out), *CPU]
+
+
 def forget(ladder: Sandbox) -> None:
     """Remove what a command made."""
     for made in ("out.npz", "out.json", "r"):
         files.discard(ladder.path.parent.parent / made)
 
 
-def test_what_is_whole_is_accepted(ladder: Sandbox, run: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_whole_is_accepted(
+    ladder: Sandbox, run: Sandbox, adapters: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else every refusal below would mean nothing."""
     monkeypatch.setattr(zoo, "HOME", ladder.path.parent)
     for model in ("tiny:2", "tiny:teacher", str(ladder.path / "student-0002")):
@@ -125,6 +142,8 @@ def test_what_is_whole_is_accepted(ladder: Sandbox, run: Sandbox, monkeypatch: p
             outcome = attempt(args, ladder.path)
             assert outcome.code == 0, outcome.err
         forget(ladder)
+    outcome = attempt(drawing(adapters), adapters.path)
+    assert outcome.code == 0, outcome.err
     outcome = attempt(resuming(run), ladder.path)
     run.restore()
     assert outcome.code == 0, outcome.err
@@ -164,3 +183,13 @@ def test_a_spoiled_run(run: Sandbox, draw: st.DataObject) -> None:
     mutation = draw.draw(mutations.of_file(run.path / name))
     settings_spoiled = name == "train.json" and mutation is not mutations.GONE  # states and logs stop nothing
     check(run, name, mutation, resuming(run), settings_spoiled)
+
+
+@many(200)
+@given(st.data())
+def test_a_spoiled_adapter(adapters: Sandbox, draw: st.DataObject) -> None:
+    name = draw.draw(st.sampled_from(adapters.names()))
+    mutation = draw.draw(mutations.of_file(adapters.path / name))
+    read = name in {"student-0001/model.json", "student-0001/model.safetensors", "base/model.safetensors"}
+    check(adapters, name, mutation, drawing(adapters), read)
+    forget(adapters)

@@ -18,6 +18,7 @@ import pdlab
 from pdlab import hub as module
 from pdlab import zoo
 from pdlab.metrics.card import Row
+from pdlab.networks.mlp import MLP, MLPConfig
 from pdlab.training.checkpoint import load, save
 from pdlab.training.machine import Machine
 from tests.adapters.test_export_diffusers import student_of
@@ -358,3 +359,19 @@ def test_latents_go_there_without_a_picture(hub: Hub, tmp_path: Path) -> None:
     module.push(NAME, load(tmp_path / "latents"), Machine("cpu"))
     assert set(hub.files[NAME]) == {"config.json", "model.safetensors", "README.md"}
     assert "samples.png" not in hub.files[NAME]["README.md"].decode()
+
+
+def test_an_adapter_goes_there_whole(hub: Hub, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    torch.manual_seed(0)
+    teacher = pdlab.Denoiser(MLP(MLPConfig(shape=(1, 4, 4), width=8, blocks=1)), "x")
+    students = pdlab.distill(
+        teacher, torch.rand(8, 1, 4, 4), "run", first=2, updates=1, batch=4, lora=1, quiet=True
+    )
+    with pytest.raises(pdlab.PdlabError, match="is an adapter of another checkpoint"):
+        module.push(NAME, students[1], Machine("cpu"))
+    assert hub.asked == []
+    pdlab.save("whole", students[1])
+    module.push(NAME, pdlab.load("whole"), Machine("cpu"))
+    pulled = pdlab.from_pretrained(NAME).denoiser.state_dict()
+    assert all(torch.equal(pulled[name], tensor) for name, tensor in students[1].denoiser.state_dict().items())
