@@ -42,7 +42,7 @@ LEVELS = 256
 
 
 @dataclass(frozen=True)
-class Cost:
+class CodeLength:
     """What z_0 costs: `nats` `[B]`, and the network evaluations an example that it took."""
 
     nats: Tensor
@@ -77,7 +77,7 @@ def by_flow(
     trace: Trace = "hutchinson",
     generator: torch.Generator | None = None,
     tolerance: float = 1e-5,
-) -> Cost:
+) -> CodeLength:
     """log q(z_0|x) − log p(z_0), for z_0 = alpha x + sigma `eps`, with p the density of the probability flow.
 
     Args:
@@ -110,7 +110,7 @@ def by_flow(
     end = torch.from_numpy(found.y[:, -1])
     log_p = _log_normal(end[:-n].view(n, -1)) + end[-n:]
     log_q = _log_normal(eps.double().flatten(1).cpu()) - eps[0].numel() * torch.log(sigma)
-    return Cost(log_q - log_p, calls)
+    return CodeLength(log_q - log_p, calls)
 
 
 def by_bound(
@@ -120,7 +120,7 @@ def by_bound(
     *,
     draws: int = 64,
     generator: torch.Generator | None = None,
-) -> Cost:
+) -> CodeLength:
     """KL(q(z_1|x) ‖ N(0, 1)) + ½ ∫ SNR ‖x − x̂(z_t)‖² dlogsnr for data x `[B, …]`, in expectation over the noise.
 
     Of the range of log-SNR each of the `draws` has its own part, in which it is drawn by `generator` (on the CPU).
@@ -143,7 +143,7 @@ def by_bound(
             apart = (x - denoiser(z, t, labels).x).double().square().flatten(1).sum(1).cpu()
         lost = torch.exp(logsnr) * apart - _known(logsnr) * (eps.double().square().flatten(1).sum(1).cpu() - size)
         nats = nats + 0.5 * (most - least) / draws * lost
-    return Cost(nats, draws)
+    return CodeLength(nats, draws)
 
 
 def level_cost(denoiser: Denoiser, x: Tensor, eps: Tensor, levels: int = LEVELS) -> Tensor:
