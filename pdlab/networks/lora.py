@@ -2,8 +2,9 @@
 
 The weight W of a linear layer or convolution, as the matrix of its outputs by inputs × kernel, becomes W + B A,
 with A `[rank, in]` and B `[out, rank]`: B starts at 0, so the network starts as its base. Biases and scales of
-norms, a hundredth of the weights, are trained as they are. All else stays: embeddings, and layers of a kind of
-one's own, which need not be W x.
+norms, a hundredth of the weights, are trained as they are: without them the digits' student of 1 step ended 6 %
+further from the data, at rank 8. All else stays: embeddings, and layers of a kind of one's own, which need not be
+W x.
 
 `peft` puts the adapters in for training. What it leaves is merged, after which a network is as fast as its base and
 nobody sees what it was; so that an adapter is read and merged without `peft`, that is done here.
