@@ -64,8 +64,11 @@ def bench(
     repeats: int = 9,
     device: str = "auto",
     compile: bool | None = None,
+    exported: bool = False,
 ) -> dict[str, Any]:
     """Run all comparisons on the network of `preset`, print them, and write them to `out`.
+
+    With `exported` also that with the graphs of `pdlab export`, which take a minute to make.
 
     Raises PdlabError without diffusers, for a preset without a U-Net, a batch that does not fit in memory, or an
     `out` that cannot be written.
@@ -98,7 +101,7 @@ def bench(
                 compare(name, one, peer_sampling(peer, machine, 16, steps, precision), machine, 2 * repeats)
             )
     plain, one_call = Machine("cpu", "fp32", compile), _unguided(settings)
-    for kind, graph in graphs(one_call, 16, 1).items():
+    for kind, graph in (graphs(one_call, 16, 1) if exported else {}).items():
         name = f"16 images in 1 step on the CPU, fp32; {kind}, fp32"
         results.append(compare(name, sampling(one_call, plain, 16, 1), graph, plain, 2 * repeats))
     error = bf16_error(settings, machine)
@@ -244,18 +247,16 @@ def _autocast(machine: Machine, precision: str) -> torch.autocast:
 
 
 def graphs(settings: Preset, n: int, steps: int) -> dict[str, Callable[[], object]]:
-    """`n` images by the graphs of `pdlab export`, by the name of what runs them on the CPU; {} without onnxruntime.
+    """`n` images by the graphs of `pdlab export`, by the name of what runs them on the CPU.
 
-    The `.pt2` is run as it is loaded, and compiled by AOTInductor where there is a C++ compiler.
+    The `.pt2` is run as it is loaded, and compiled by AOTInductor where there is a C++ compiler. PdlabError without
+    onnxruntime.
     """
     denoiser = new_denoiser(settings, 0).eval()
     found: dict[str, Callable[[], object]] = {}
     with tempfile.TemporaryDirectory() as folder:
         onnx, exported = Path(folder) / "sampler.onnx", Path(folder) / "sampler.pt2"
-        try:
-            export_onnx(denoiser, onnx, steps)
-        except PdlabError:
-            return {}
+        export_onnx(denoiser, onnx, steps)
         export_torch(denoiser, exported, steps)
         sampler = GraphSampler(denoiser, steps)
         given = [part.repeat(n, *[1] * (part.ndim - 1))[:n] for part in sampler.examples(settings.network.shape)]

@@ -715,6 +715,9 @@ def bench(
     preset: Annotated[str, typer.Option(help="A preset with a U-Net.")] = "cifar10-gpu",
     batch: Annotated[int, typer.Option(min=1, max=10**9, help="Examples a training step.")] = 128,
     repeats: Annotated[int, typer.Option(min=3, max=1000, help="Alternating repeats; the median counts.")] = 9,
+    graphs: Annotated[
+        bool, typer.Option("--graphs", help="Also the graphs of pdlab export, which take a minute to make.")
+    ] = False,
     device: DeviceOption = Device.auto,
     compile: CompileOption = None,
     plugin: PluginOption = None,
@@ -722,7 +725,8 @@ def bench(
     """Speed against diffusers on equal networks, alternating in one run, as ratios with their spread."""
     from pdlab.bench import bench as work
 
-    work(out, preset=preset, batch=batch, repeats=repeats, device=device.value, compile=compile)
+    where: dict[str, Any] = {"device": device.value, "compile": compile}
+    work(out, preset=preset, batch=batch, repeats=repeats, exported=graphs, **where)
 
 
 @app.command("app")

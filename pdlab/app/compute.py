@@ -19,6 +19,7 @@ Show = Callable[[Any], None]
 Work = Callable[[Show], None]
 
 _TICK = 0.03  # seconds between two looks of a reader
+_PATIENCE, _PAUSE = 2.0, 0.2  # seconds that `clear` waits for a reader, and for the frame that it took
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class _Job:
     error: BaseException | None = None
     stop: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
+    left: threading.Event = field(default_factory=threading.Event)  # its reader has taken the last frame
     read: float = field(default_factory=time.monotonic)
 
     def show(self, frame: Any) -> None:
@@ -104,6 +106,7 @@ class Compute:
                 yield Cancelled()
         finally:
             self._stop([job])
+            job.left.set()
 
     def stop(self, owner: str, replaced: bool = False) -> int:
         """Stop all work of `owner`; returns how many pieces. Takes effect when they next show something.
@@ -116,6 +119,18 @@ class Compute:
                 job.replaced = replaced
         self._stop(jobs)
         return len(jobs)
+
+    def clear(self, owner: str) -> None:
+        """Stop all work of `owner`, which shows nothing more, and wait until its last frame is on its way.
+
+        Frames come to a page by another way than what is returned to it, and may be later: hence the pause.
+        """
+        with self._changed:
+            jobs = [job for job in self._jobs if job.owner == owner]
+        if self.stop(owner, replaced=True):
+            for job in jobs:
+                job.left.wait(_PATIENCE)
+            time.sleep(_PAUSE)
 
     @property
     def load(self) -> int:

@@ -143,6 +143,19 @@ def test_what_something_else_stands_in_place_of_says_nothing_more(gate: Gate) ->
     assert compute.load == 0
 
 
+def test_clearing_returns_when_the_reader_has_taken_the_last_frame(gate: Gate) -> None:
+    compute = Compute()
+
+    async def changed() -> list[Any]:
+        running = asyncio.create_task(collect(compute, gate, "a"))
+        await asyncio.to_thread(gate.begun.wait)
+        await asyncio.to_thread(compute.clear, "a")
+        assert running.done()
+        return await running
+
+    assert Cancelled() not in asyncio.run(changed())
+
+
 def test_a_closed_reader_stops_the_work(gate: Gate) -> None:
     compute = Compute()
 

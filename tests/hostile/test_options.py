@@ -75,7 +75,7 @@ COMMANDS = {
 #: Most cases are of these: where the others have nothing to refuse, they work for half a second.
 OFTEN = ["train", "distill", "sample", "evaluate"]
 #: What only takes long: a compiler of C++, and a network of ImageNet's size.
-LONG = {("features", "effnet-lite0")} | {("compile", "--compile")}
+LONG = {("features", "effnet-lite0"), ("compile", "--compile"), ("graphs", "--graphs")}
 
 
 def parameters(name: str) -> list[Any]:

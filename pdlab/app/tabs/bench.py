@@ -82,7 +82,7 @@ def build(context: Context) -> Tab:
 
     def own_steps(request: gr.Request, ladder_name: str, *values: Any) -> list[Any]:
         """Another model comes with its own steps and bound of guidance; what is said of it is said of those."""
-        context.compute.stop(owner(request, NAME), replaced=True)
+        context.compute.clear(owner(request, NAME))
         ladder, given = context.shelf.ladder(ladder_name), named(tab, values)
         what = Sampling.of(ladder, given)
         given["steps"] = what.which if isinstance(what.which, int) else what.steps

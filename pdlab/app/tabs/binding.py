@@ -62,7 +62,7 @@ def bind(
             ladder = None if tab.alone else context.shelf.ladder(model)
             return list(view(ladder, named(tab, values)))
 
-        context.compute.stop(owner(request, tab.name), replaced=True)
+        context.compute.clear(owner(request, tab.name))
         return [*guarded(make, len(tab.views)), *[""] * len(live)]
 
     gr.on(
