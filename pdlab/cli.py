@@ -126,10 +126,6 @@ MicroOption = Annotated[
     int | None,
     typer.Option("--micro-batch", min=0, max=10**9, help="Examples at a time, of an update's batch; 0: all."),
 ]
-RecomputeOption = Annotated[
-    bool | None,
-    typer.Option("--recompute", help="Compute a U-Net's activations again in the backward pass: less memory."),
-]
 LrOption = Annotated[float | None, typer.Option("--lr", help="Learning rate.")]
 SaveOption = Annotated[
     float | None,
@@ -188,7 +184,6 @@ def train(
     updates: UpdatesOption = None,
     batch: BatchOption = None,
     micro_batch: MicroOption = None,
-    recompute: RecomputeOption = None,
     lr: LrOption = None,
     output: Annotated[str | None, typer.Option(help="What the network predicts: x, eps, v or both.")] = None,
     weighting: Annotated[str | None, typer.Option(help="Loss weighting: snr, truncated or snr+1.")] = None,
@@ -238,7 +233,6 @@ def train(
             "teacher.updates": updates,
             "teacher.batch": batch,
             "teacher.micro_batch": micro_batch,
-            "teacher.recompute": recompute,
             "teacher.lr": lr,
         },
     )
@@ -276,26 +270,6 @@ def presets_(
 
 
 @app.command()
-def plan(
-    name: Annotated[str, typer.Argument(metavar="PRESET", help="One of pdlab presets.")],
-    gpu: Annotated[str, typer.Option("--gpu", help="h100, h200, a100, l40s, a10, l4 or rtx4090.")] = "h100",
-    gpus: Annotated[
-        int, typer.Option("--gpus", min=1, max=100_000, help="How many; pdlab trains on one so far.")
-    ] = 1,
-    share: Annotated[
-        float, typer.Option("--share", min=0.001, max=1.0, help="Of their peak that training reaches.")
-    ] = 0.4,
-    set_: SetOption = None,
-    plugin: PluginOption = None,
-) -> None:
-    """Memory, work and hours of training PRESET on GPUs that need not be there: computed, not measured."""
-    from pdlab.report import print_plan
-    from pdlab.training.presets import override, preset
-
-    print_plan(override(preset(name), _changes(set_, {})), gpu, gpus, share)
-
-
-@app.command()
 def distill(
     checkpoint: CheckpointArgument,
     run: RunOption,
@@ -329,7 +303,6 @@ def distill(
     ] = None,
     batch: BatchOption = None,
     micro_batch: MicroOption = None,
-    recompute: RecomputeOption = None,
     lr: LrOption = None,
     set_: SetOption = None,
     seed: SeedOption = 0,
@@ -356,8 +329,7 @@ def distill(
 
     teacher, source = _foreign(checkpoint, data, dataset, download) or (find(checkpoint), None)
     settings = teacher.preset
-    less = {"micro_batch": micro_batch, "recompute": recompute}
-    micro = {f"{stage}.{name}": value for stage in ("distill", "guide") for name, value in less.items()}
+    micro = {f"{stage}.micro_batch": micro_batch for stage in ("distill", "guide")}
     given = _changes(set_, {"distill.updates": updates, "distill.batch": batch, "distill.lr": lr, **micro})
     if other := [name for name in given if not name.startswith(("distill.", "guide.")) and name != "guidance_max"]:
         raise PdlabError(

@@ -27,8 +27,7 @@ from pdlab.training.checkpoint import Checkpoint, load
 from pdlab.training.cost import cost_report, size
 from pdlab.training.log import Log
 from pdlab.training.machine import Machine
-from pdlab.training.plan import USABLE, check_gpu, stages
-from pdlab.training.presets import PRESETS, Preset, preset
+from pdlab.training.presets import PRESETS, preset
 
 _COLUMNS = 40  # classes that a grid shows beside one another
 
@@ -185,36 +184,6 @@ def print_report(report: dict[str, Any]) -> None:
             f"; distillation cost {ratio['flops']:.2f} × the teacher's FLOPs, {ratio['seconds']:.2f} × its seconds"
         )
     printer.print(took)
-
-
-def print_plan(settings: Preset, gpu: str, gpus: int, share: float) -> None:
-    """What training `settings` takes on so many GPUs of a kind, at a `share` of their peak: computed."""
-    card, computed = check_gpu(gpu), stages(settings)
-    usable, rate = USABLE * card.memory * 2**30, share * card.tflops * 1e12 * gpus
-    table = Table("", "updates × examples", "states, GiB", "an example, MiB", "at a time", "hours")
-    for stage in computed:
-        for again in (False, True):
-            found = stage.activations[again]
-            if found is None:
-                continue
-            most = min(stage.micro_batch(usable, again), -(-stage.settings.batch // gpus))
-            table.add_row(
-                f"{stage.name}{', --recompute' * again}",
-                f"{stage.updates:,} × {stage.settings.batch:,}",
-                f"{stage.states / 2**30:.2f}",
-                f"{found.each / 2**20:,.1f}",
-                f"{most:,}" if most else "none",
-                f"{stage.hours(rate, again):,.1f}",
-            )
-    printer = console.output()
-    printer.print(table)
-    weights = size(settings.network, settings.output).weights
-    printer.print(
-        f"{settings.name}: {weights / 4e6:.1f} M parameters. Computed for {gpus} × {gpu} ({card.memory:g} GB) in "
-        f"bf16, at {share:.0%} of {card.tflops:g} TFLOP/s, with {USABLE:.0%} of the memory for tensors; at a time: "
-        "the most for --micro-batch on each.",
-        soft_wrap=True,
-    )
 
 
 def print_presets() -> None:

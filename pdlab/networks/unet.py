@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from pdlab import schema
 from pdlab.errors import PdlabError
@@ -233,12 +231,9 @@ class UNet(nn.Module):
 
     #: Layers that meet the image, the noise level or the condition: no inner matrices (see `training.optimizers`).
     outer_layers = ("conv_in", "conv_out", "inner", "time", "label", "guidance")
-    #: How a stage is run, `run_stage(stage, *inputs)`: see `recompute`.
-    run_stage: Callable[..., Tensor]
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
-        self.recompute(False)
         self.config = config
         e, widths = config.embedding_channels, config.widths
 
@@ -301,13 +296,6 @@ class UNet(nn.Module):
             nn.init.zeros_(self.guidance[2].weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.conv_out.weight)
 
-    def recompute(self, yes: bool = True) -> None:
-        """Keep only what enters a stage for the backward pass, and compute it again there (Chen et al. 2016).
-
-        The gradients are the same, a third more is computed, and the activations of one stage are held at a time.
-        """
-        self.run_stage = _again if yes else _once
-
     def forward(
         self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None, guidance: Tensor | None = None
     ) -> Tensor:
@@ -335,20 +323,20 @@ class UNet(nn.Module):
         skips, inner = [h], [port for port in self.inner if isinstance(port, InnerImage)]
         entered = iter(inner)
         for stage in self.down:
-            h = self.run_stage(partial(_run, list(stage.children())), h, embedding)
+            h = _run(stage.children(), h, embedding)
             if _resamples(stage, "down") and (port := next(entered, None)) is not None:
                 h = port.enter(h, image, logsnr)
             skips.append(h)
-        h = self.run_stage(partial(_run, list(self.middle.children())), h, embedding)
+        h = _run(self.middle.children(), h, embedding)
         level, out = len(self.config.multipliers) - 1, None
         for stage in self.up:
             blocks, rises = list(stage.children()), _resamples(stage, "up")
-            h = self.run_stage(partial(_run, blocks[:-1] if rises else blocks), h, embedding, skips.pop())
+            h = _run(blocks[:-1] if rises else blocks, torch.cat([h, skips.pop()], dim=1), embedding)
             if rises:
                 if level < self.config.image_levels:
                     part = inner[level - 1].leave(h)
                     out = part if out is None else out + part
-                h, level = self.run_stage(partial(_run, blocks[-1:]), h, embedding), level - 1
+                h, level = _run(blocks[-1:], h, embedding), level - 1
         part = _output(self.norm_out, self.conv_out, h, self.config.patch)
         return (part if out is None else out + part).to(z.dtype)
 
@@ -359,20 +347,7 @@ def _to_depth(z: Tensor, patch: int) -> Tensor:
     return F.pixel_unshuffle(z, patch).contiguous(memory_format=torch.channels_last)
 
 
-def _once(stage: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    return stage(*inputs)
-
-
-def _again(stage: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    if not torch.is_grad_enabled():
-        return stage(*inputs)
-    h: Tensor = checkpoint(stage, *inputs, use_reentrant=False)
-    return h
-
-
-def _run(blocks: Iterable[nn.Module], h: Tensor, embedding: Tensor, skip: Tensor | None = None) -> Tensor:
-    if skip is not None:
-        h = torch.cat([h, skip], dim=1)
+def _run(blocks: Iterable[nn.Module], h: Tensor, embedding: Tensor) -> Tensor:
     for block in blocks:
         h = block(h, embedding) if isinstance(block, ResidualBlock) else block(h)
     return h

@@ -1,21 +1,17 @@
 """What training costs, in network evaluations and FLOPs: the paper claims that distilling costs no more."""
 
 import copy
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from pdlab import memory
 from pdlab.diffusion.denoiser import Denoiser
-from pdlab.errors import PdlabError
 from pdlab.networks.registry import Own, build, conditioning, config_of
-from pdlab.networks.unet import UNet
 from pdlab.training.checkpoint import Checkpoint
 from pdlab.training.presets import Optimization
 
@@ -23,14 +19,12 @@ from pdlab.training.presets import Optimization
 class Size(NamedTuple):
     """Of a network: FLOPs (2 a multiply-add) of one forward pass of one example, and bytes.
 
-    `activations` are what that pass keeps for its backward, `recomputed` what it keeps at most at a time where a
-    U-Net computes its stages again (None for other networks), `weights` the parameters in float32.
+    `activations` are what that pass keeps for its backward, `weights` those of the parameters in float32.
     """
 
     flops: int
     activations: int
     weights: int
-    recomputed: int | None = None
 
 
 @lru_cache
@@ -60,55 +54,20 @@ def _size(network: nn.Module, config: Any) -> Size:
         example.append(torch.zeros(1, *taken["condition"]))
     if taken["guidance_max"]:
         example.append(torch.zeros(1))
-    with FlopCounterMode(display=False) as counter:
-        activations = kept(network, example)
-    recomputed = recomputed_peak(network, example) if isinstance(network, UNet) else None
-    weights = sum(4 * p.numel() for p in network.parameters())
-    return Size(counter.get_total_flops(), activations, weights, recomputed)
+    weights = {id(p) for p in network.parameters()}
+    kept = 0
 
+    def keep(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += tensor.numel() * tensor.element_size() if id(tensor) not in weights and tensor.ndim > 1 else 0
+        return tensor
 
-class _Keeper(saved_tensors_hooks):
-    """Counts the bytes that are kept for a backward pass within its context, but for weights."""
-
-    def __init__(self, network: nn.Module) -> None:
-        weights, self.bytes = {id(p) for p in network.parameters()}, 0
-
-        def keep(tensor: Tensor) -> Tensor:
-            if id(tensor) not in weights and tensor.ndim > 1:
-                self.bytes += tensor.numel() * tensor.element_size()
-            return tensor
-
-        super().__init__(keep, lambda tensor: tensor)
-
-
-def kept(network: nn.Module, example: Sequence[Tensor]) -> int:
-    """Bytes that a forward pass of `network` keeps for its backward."""
-    keeper = _Keeper(network)
-    with keeper:
+    with (
+        FlopCounterMode(display=False) as counter,
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
         network(*example)
-    return keeper.bytes
-
-
-def recomputed_peak(network: UNet, example: Sequence[Tensor]) -> int:
-    """The same, at most at a time, where its stages are computed again: their inputs, and the largest stage."""
-    inputs: dict[int, Tensor] = {}
-    largest = 0
-
-    def run_stage(stage: Callable[..., Tensor], *given: Tensor) -> Tensor:
-        nonlocal largest
-        inputs.update((id(tensor), tensor) for tensor in given)
-        keeper = _Keeper(network)
-        with keeper:
-            h = stage(*given)
-        largest = max(largest, keeper.bytes)
-        return h
-
-    usual, network.run_stage = network.run_stage, run_stage
-    try:
-        outside = kept(network, example)
-    finally:
-        network.run_stage = usual
-    return outside + largest + sum(tensor.numel() * tensor.element_size() for tensor in inputs.values())
+    return Size(counter.get_total_flops(), kept, sum(4 * p.numel() for p in network.parameters()))
 
 
 def check_memory(size: Size, shape: tuple[int, ...], settings: Optimization) -> None:
@@ -119,11 +78,8 @@ def check_memory(size: Size, shape: tuple[int, ...], settings: Optimization) -> 
     memory.check(held, "the network with its optimizer", "take a smaller network")
     what = f"training with a batch of {settings.batch:,}"
     at_once = min(settings.batch, settings.micro_batch or settings.batch)
-    if settings.recompute and size.recomputed is None:
-        raise PdlabError("only a U-Net computes its activations again: leave --recompute out")
-    each = size.recomputed if settings.recompute and size.recomputed is not None else size.activations
-    less = "give --micro-batch, or take" if settings.recompute else "give --micro-batch or --recompute, or take"
-    memory.check(held + each * at_once, what, f"{less} a smaller --batch or network")
+    needed = held + size.activations * at_once
+    memory.check(needed, what, "give --micro-batch, or take a smaller --batch or network")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from pdlab.data.source import Source
 from pdlab.diffusion.denoiser import Denoiser
 from pdlab.errors import PdlabError
-from pdlab.networks.unet import UNet
 from pdlab.seeds import seed_for
 from pdlab.training.checkpoint import Change
 from pdlab.training.ema import EMA
@@ -28,7 +27,7 @@ from pdlab.training.presets import Optimization
 from pdlab.training.run import Run
 
 #: What may differ from what a run was begun with: none of it makes another network, or of other data.
-CHANGEABLE = ("lr", "muon_lr", "warmup", "clip", "micro_batch", "recompute")
+CHANGEABLE = ("lr", "muon_lr", "warmup", "clip", "micro_batch")
 _GENTLER = "give the command again with --change and a lower lr or clip, a longer warmup, or --precision fp32"
 
 
@@ -112,8 +111,6 @@ def fit(
     """
     log = log or Log(quiet=True)
     network = denoiser.network.train(dropout)
-    if isinstance(network, UNet):
-        network.recompute(settings.recompute)
     live = live or trainable(denoiser, machine)
     parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
     optimizer = Optimizers(network, settings)

@@ -35,8 +35,7 @@ class Optimization:
     teacher with a null class is not told.
 
     With `micro_batch` an update goes through its batch in parts of so many examples: the same gradients, but for
-    rounding, in less memory. With `recompute` a U-Net's activations are computed again in the backward pass: the
-    same gradients, in still less, for a third more work.
+    rounding, in less memory.
 
     Two fields are pdlab's own way by default, and the authors' in the paper's presets. `ema_warmup` holds the
     decay to at most (1 + k)/(10 + k) after k updates: at 0.9999 all along, the average of a run of 10,000 updates
@@ -60,7 +59,6 @@ class Optimization:
     optimizer: Literal["adamw", "muon"] = "adamw"
     muon_lr: schema.Positive = 0.02
     micro_batch: schema.Whole = 0
-    recompute: bool = False
 
     def __post_init__(self) -> None:
         schema.check(self)

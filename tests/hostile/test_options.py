@@ -62,7 +62,6 @@ COMMANDS = {
     "export web": ["{home}/ladder", "{home}/page"],
     "export diffusers": ["{teacher}", "{home}/out", "--steps", "1"],
     "presets": [],
-    "plan": ["digits"],
     "zoo": [],
     "zoo build": [
         *["digits", "--run", "{home}/run", "--n", "65", "--features", "pixels", "--device", "cpu", *OPTIONS],

@@ -48,41 +48,12 @@ OBJECTIVES: dict[str, tuple[Callable[[], Objective], float]] = {
 }
 
 
-def gradients(
-    make: Callable[[], Objective], guidance_max: float, micro_batch: int, recompute: bool = False
-) -> tuple[list[Tensor], float]:
+def gradients(make: Callable[[], Objective], guidance_max: float, micro_batch: int) -> tuple[list[Tensor], float]:
     """Of the first update, as it leaves them; and its loss."""
     student = model(guidance_max=guidance_max)
-    settings = Optimization(1, batch=20, lr=1e-4, clip=1e9, micro_batch=micro_batch, recompute=recompute)
+    settings = Optimization(1, batch=20, lr=1e-4, clip=1e9, micro_batch=micro_batch)
     trained = fit(student, make(), source(), settings, Machine("cpu", "fp32"))
     return [p.grad for p in student.parameters() if p.grad is not None], trained.loss
-
-
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_recomputed_activations_have_the_same_gradients_to_the_bit(name: str) -> None:
-    whole, loss = gradients(*OBJECTIVES[name], 0)
-    again, same = gradients(*OBJECTIVES[name], 0, recompute=True)
-    assert loss == same
-    assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
-
-
-def test_recomputing_draws_the_same_dropout_and_keeps_less() -> None:
-    """And by the count that `check_memory` and `pdlab plan` go by; what is really allocated see test_plan."""
-    network = build(replace(CONFIG, blocks=2), "v", dropout=0.3).train()
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    inputs = torch.randn(4, 3, 8, 8), torch.zeros(4), torch.arange(4) % 3
-    found = []
-    for again in (False, True):
-        network.recompute(again)
-        network.zero_grad()
-        torch.manual_seed(5)
-        network(*inputs).square().sum().backward()
-        found.append([p.grad.clone() for p in network.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-    network.recompute(False)
-    sizes = cost.kept(network, inputs), cost.recomputed_peak(network, inputs)
-    assert sizes[1] < 0.5 * sizes[0]
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
