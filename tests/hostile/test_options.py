@@ -125,7 +125,7 @@ def given_to(option: Any, home: Path, draw: st.DataObject) -> list[str]:
     """One option with a value, as it is typed."""
     if getattr(option, "is_flag", False):
         choices = [flag for flag in option.opts + option.secondary_opts if (option.name, flag) not in LONG]
-        return [draw.draw(st.sampled_from(choices))]
+        return [draw.draw(st.sampled_from(choices))] if choices else []
     allowed = [value for value in values(option, home) if (option.name, value) not in LONG]
     if torch.cuda.is_available() and option.name == "device":
         allowed = [value for value in allowed if value not in ("auto", "cuda")]  # its driver alone takes gigabytes
