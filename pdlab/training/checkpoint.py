@@ -294,7 +294,12 @@ def _load(path: Path, network: nn.Module | None = None) -> Checkpoint:
     if standing is not None:
         adapter, tensors = _floats(path, tensors), _read_base(path, standing, shapes_of(held), into)
     if network is None:
-        denoiser.to_empty(device="cpu")
+        if {name for name, _ in denoiser.network.named_buffers()} - held.keys():  # computed, and in no file
+            config = registry.from_json(header["network"], f"{path / 'model.json'}: network")
+            with torch.random.fork_rng(devices=[]):
+                denoiser.network = registry.build(config, header["output"])
+        else:
+            denoiser.to_empty(device="cpu")
     denoiser.network.load_state_dict(_floats(path, tensors, counts))
     lora.merge(denoiser.network, adapter)
     return Checkpoint(denoiser.eval(), header["info"], header["sha256"], path, adapter)

@@ -209,6 +209,10 @@ def test_a_transformer_of_diffusers_answers_as_in_diffusers(tmp_path: Path) -> N
         theirs = transformer(z, torch.full((3,), 300), class_labels=labels).sample[:, :3]
         assert (adapted(z, t, labels).eps - theirs).abs().max() < 1e-4
         assert torch.equal(adapted(z, t, labels).eps, adapted(z, t, labels).eps)
+    pdlab.save(tmp_path / "kept", adapted)
+    again = pdlab.load(tmp_path / "kept").denoiser  # the places of its patches are computed, and in no file
+    with torch.no_grad():
+        assert torch.equal(again(z, t, labels).eps, adapted(z, t, labels).eps)
     images = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
     students = pdlab.distill(
         adapted, images, tmp_path / "run", first=4, updates=2, batch=4, labels=torch.arange(8) % 4, quiet=True
