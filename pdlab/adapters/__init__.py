@@ -1,4 +1,4 @@
-"""Models in, samplers out: networks that were trained elsewhere as denoisers, and students as graphs.
+"""Models in, samplers out: networks that were trained elsewhere as denoisers, students for other programs.
 
 Every Gaussian diffusion is z_t = alpha x + sigma eps up to a scale and another clock. What is the same in all of
 them is the log-SNR, so an adapter is asked for (z, logsnr) as any network here is, finds the state y and the time
@@ -10,7 +10,8 @@ that its network knows them by, and turns the answer into x, eps or v:
 
 The adapted network is trained on like any other: its students are of the same kind, and `pdlab.load(path,
 network=…)` takes `denoiser.network` of an adapter made in the same way. A pipeline of diffusers is a registered
-network (`pipelines`); `graph` writes samplers for other programs.
+network (`pipelines`). `graph` writes samplers as graphs, `step` one step of them for browsers, and
+`export_diffusers` folders that diffusers loads.
 """
 
 from collections.abc import Callable

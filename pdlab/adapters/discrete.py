@@ -55,7 +55,7 @@ def from_discrete(
     Args:
         network: what it answers is said by `predicts`: "epsilon", "sample" or "v_prediction".
         alphas_cumprod: `[K]`, alpha² at every step, falling from nearly 1; its last may be 0 (zero terminal SNR).
-        more: for `Denoiser`: num_classes, null_class, shape, bounded.
+        more: for `Denoiser`: num_classes, null_class, condition, shape, bounded.
 
     Raises PdlabError for a table that does not fall or leaves [0, 1], and for "epsilon" where it ends at 0.
     """

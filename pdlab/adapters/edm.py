@@ -47,7 +47,8 @@ def from_edm(
     """The denoiser of an EDM network D(y [B, …], s [B][, labels]) -> x̂ [B, …] for noise of standard deviation s.
 
     With `sigma_data` (EDM's 0.5) `network` is the raw one inside the preconditioning, told ln(s) / 4. `more` goes
-    to `Denoiser`: num_classes, null_class, shape, bounded. Raises PdlabError unless 0 < sigma_min < sigma_max.
+    to `Denoiser`: num_classes, null_class, condition, shape, bounded. Raises PdlabError unless 0 < sigma_min <
+    sigma_max.
     """
     if not 0 < sigma_min < sigma_max < math.inf:
         raise PdlabError(f"sigma_min {sigma_min:g} must be above 0 and below sigma_max {sigma_max:g}")

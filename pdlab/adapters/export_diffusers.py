@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor, nn
 
 from pdlab import __version__
@@ -34,6 +33,7 @@ from pdlab.diffusion.samplers import sample
 from pdlab.errors import PdlabError
 from pdlab.files import atomic_folder, check_new_folder
 from pdlab.networks.registry import Own, config_of, kind_of, to_json
+from pdlab.templates import markdown
 
 #: Widest difference from our samples, in units of [−1, 1], before a folder takes its name.
 TOLERANCE = 1e-5
@@ -41,13 +41,7 @@ EXAMPLES = 3
 #: Signal that is kept halfway to none: a beta of float32 leaves 6e-8 or more of what there was, or nothing.
 _LEAST = 1e-10
 _REMEDY = "choose another DIR"
-_PAGE = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    keep_trailing_newline=True,
-    autoescape=False,  # Markdown
-).get_template("diffusers.md.j2")
+_PAGE = markdown(Path(__file__).parent).get_template("diffusers.md.j2")
 
 
 def export_diffusers(denoiser: Denoiser, out: Path, steps: int, classes: Sequence[str] = ()) -> float:

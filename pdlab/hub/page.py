@@ -5,26 +5,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from pdlab import __version__
 from pdlab.files import write
 from pdlab.metrics.card import Row
 from pdlab.networks.registry import Own, config_of, kind_of
 from pdlab.report import read_rows, write_samples
+from pdlab.templates import markdown
 from pdlab.training.checkpoint import Checkpoint
 from pdlab.training.machine import Machine
 
 SAMPLES, REPORT = 64, "report.json"
 _STEPS = 64  # of a picture of a teacher, which has no step count of its own
 
-_TEMPLATE = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    keep_trailing_newline=True,
-    autoescape=False,  # Markdown
-).get_template("README.md.j2")
+_TEMPLATE = markdown(Path(__file__).parent).get_template("README.md.j2")
 
 
 def write_page(

@@ -36,7 +36,7 @@ from pdlab.training.machine import Machine
 from pdlab.training.teacher import check_fits
 
 Trace = Literal["exact", "hutchinson"]
-#: The log-SNR of z_0, or the schedule's largest if that is less: eight standard deviations from level to level.
+#: The log-SNR of z_0, or the schedule's largest if that is less: from level to level six standard deviations.
 LOGSNR = 13.3
 LEVELS = 256
 

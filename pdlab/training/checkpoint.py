@@ -295,9 +295,8 @@ def _load(path: Path, network: nn.Module | None = None) -> Checkpoint:
         adapter, tensors = _floats(path, tensors), _read_base(path, standing, shapes_of(held), into)
     if network is None:
         if {name for name, _ in denoiser.network.named_buffers()} - held.keys():  # computed, and in no file
-            config = registry.from_json(header["network"], f"{path / 'model.json'}: network")
             with torch.random.fork_rng(devices=[]):
-                denoiser.network = registry.build(config, header["output"])
+                denoiser.network = registry.build(registry.config_of(denoiser), header["output"])
         else:
             denoiser.to_empty(device="cpu")
     denoiser.network.load_state_dict(_floats(path, tensors, counts))

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from pdlab.figures.charts import curves
 from pdlab.figures.grids import class_grid, sample_grid
 from pdlab.metrics.card import Kind, Row, by_sampler
+from pdlab.templates import markdown
 
 COLUMNS = (64, 16, 8, 4, 2, 1)
 SAMPLERS = {
@@ -25,13 +25,7 @@ SAMPLERS = {
 }
 SHARES: tuple[Kind, ...] = ("agreement", "precision", "recall")
 
-_TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    keep_trailing_newline=True,
-    autoescape=False,  # Markdown
-)
+_TEMPLATES = markdown(Path(__file__).parent)
 _TEMPLATES.filters["f"] = format  # as in an f-string
 _README = _TEMPLATES.get_template("README.md.j2")
 

@@ -13,6 +13,8 @@ import pdlab
 from pdlab.adapters.export_diffusers import export_diffusers
 from pdlab.diffusion.mixture import GaussianMixture
 from pdlab.diffusion.samplers import sample
+from tests.made import pipeline as saved
+from tests.made import unet
 
 MEANS = torch.tensor([[0.8, -0.3, 0.1], [-0.5, 0.6, 0.4], [0.1, -0.7, -0.9]], dtype=torch.float64)
 STDS = torch.tensor([0.2, 0.35, 0.1], dtype=torch.float64)
@@ -147,21 +149,7 @@ def test_a_schedule_that_ends_without_signal() -> None:
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small noise-predicting pipeline with classes, as diffusers saves it."""
-    diffusers = pytest.importorskip("diffusers")
-    torch.manual_seed(0)
-    unet = diffusers.UNet2DModel(
-        sample_size=8,
-        block_out_channels=(8, 8),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=4,
-        num_class_embeds=3,
-    )
-    place = tmp_path_factory.mktemp("pipeline")
-    unet.save_pretrained(place / "unet", safe_serialization=True)
-    diffusers.DDIMScheduler(beta_schedule="scaled_linear").save_pretrained(place / "scheduler")
-    return place
+    return saved(tmp_path_factory.mktemp("pipeline"), unet(num_class_embeds=3), beta_schedule="scaled_linear")
 
 
 def test_a_pipeline_of_diffusers_answers_as_in_diffusers(pipeline: Path) -> None:

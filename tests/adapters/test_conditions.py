@@ -11,6 +11,8 @@ from pdlab.adapters.graph import GraphSampler, export_torch
 from pdlab.data.source import ImageSource
 from pdlab.distillation.rounds import RoundObjective
 from pdlab.training.objective import DiffusionObjective, parts
+from tests.made import pipeline as saved
+from tests.made import unet
 
 
 class Told(nn.Module):
@@ -130,23 +132,13 @@ def test_what_does_not_fit_is_refused(wrong, message: str, tmp_path: Path, monke
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small network that is told a text, as diffusers saves it."""
-    diffusers = pytest.importorskip("diffusers")
-    torch.manual_seed(0)
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(8, 8),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=4,
-        cross_attention_dim=6,
-        attention_head_dim=2,
-    )
-    place = tmp_path_factory.mktemp("text")
-    unet.save_pretrained(place / "unet")
-    diffusers.DDIMScheduler(beta_schedule="scaled_linear").save_pretrained(place / "scheduler")
+    told = {"cross_attention_dim": 6, "attention_head_dim": 2}
+    blocks = {
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    }
+    network = unet("UNet2DConditionModel", in_channels=4, out_channels=4, **told, **blocks)
+    place = saved(tmp_path_factory.mktemp("text"), network, beta_schedule="scaled_linear")
     (place / "vae").mkdir()
     return place
 

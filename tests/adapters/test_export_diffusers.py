@@ -23,11 +23,11 @@ from pdlab.diffusion.samplers import sample
 from pdlab.diffusion.schedule import CosineSchedule
 from pdlab.errors import PdlabError
 from pdlab.networks.mlp import MLPConfig
-from pdlab.networks.registry import build, conditioning
 from pdlab.networks.unet import UNetConfig
 from pdlab.training.checkpoint import load, save
 from tests.adapters.test_graph import UNET
 from tests.command import refused
+from tests.made import denoiser_of, pipeline, unet
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -49,29 +49,13 @@ def modules(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
     monkeypatch.setattr(sys, "path", [*sys.path])
 
 
-def pipeline(place: Path, predicts: str = "v_prediction", classes: int | None = None, **schedule: Any) -> Path:
-    """A small pipeline as diffusers saves it; its weights are random, and none is zero."""
-    torch.manual_seed(0)
-    unet = diffusers.UNet2DModel(
-        sample_size=8,
-        block_out_channels=(8, 8),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=4,
-        num_class_embeds=classes,
-    )
-    unet.save_pretrained(place / "unet", safe_serialization=True)
-    diffusers.DDIMScheduler(prediction_type=predicts, **schedule).save_pretrained(place / "scheduler")
-    return place
-
-
-def student_of(config: Any, output: str, **more: Any) -> Denoiser:
-    torch.manual_seed(0)
-    network = build(config, output)
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.1)
-    return Denoiser(network, output, steps=2, **conditioning(config), **more)
+def pipeline_of(place: Path, predicts: str = "v_prediction", classes: int | None = None, **schedule: Any) -> Path:
+    """A small pipeline with attention."""
+    blocks = {
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    }
+    return pipeline(place, unet(**blocks, num_class_embeds=classes), prediction_type=predicts, **schedule)
 
 
 def noise(n: int, shape: tuple[int, ...]) -> Tensor:
@@ -94,7 +78,7 @@ def drawn(folder: Path, n: int, kind: Any = diffusers.DiffusionPipeline, trust: 
 @pytest.mark.parametrize("steps", [1, 4, 6])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_student_of_a_pipeline_is_a_pipeline_of_stock_classes(name: str, steps: int, tmp_path: Path) -> None:
-    denoiser = from_diffusers(pipeline(tmp_path / "teacher", **SCHEDULES[name]))
+    denoiser = from_diffusers(pipeline_of(tmp_path / "teacher", **SCHEDULES[name]))
     assert export_diffusers(denoiser, tmp_path / "out", steps) <= 1e-5
     how = {"num_inference_steps": steps, "use_clipped_model_output": True}
     found = drawn(tmp_path / "out", 5, diffusers.DDIMPipeline, trust=False, **how)
@@ -106,7 +90,7 @@ def test_a_student_of_a_pipeline_is_a_pipeline_of_stock_classes(name: str, steps
 
 def test_a_clipped_pipeline_differs_where_it_is_not_told_so(tmp_path: Path) -> None:
     """Else the test above would say nothing of clipping; and a call without the step count fails loudly."""
-    denoiser = from_diffusers(pipeline(tmp_path / "teacher", "sample"))
+    denoiser = from_diffusers(pipeline_of(tmp_path / "teacher", "sample"))
     with torch.no_grad():
         denoiser.network.network.unet.conv_out.weight.mul_(4)  # type: ignore[union-attr]
     export_diffusers(denoiser, tmp_path / "out", 4)
@@ -120,7 +104,7 @@ def test_a_clipped_pipeline_differs_where_it_is_not_told_so(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("null_class", [False, True])
 def test_a_pipeline_with_classes_takes_labels(null_class: bool, tmp_path: Path, pdlab: Any) -> None:
-    denoiser = from_diffusers(pipeline(tmp_path / "teacher", classes=4), null_class=null_class)
+    denoiser = from_diffusers(pipeline_of(tmp_path / "teacher", classes=4), null_class=null_class)
     denoiser.steps = 3
     save(tmp_path / "student", denoiser)
     out = tmp_path / "out"
@@ -170,7 +154,7 @@ def test_a_pipeline_with_classes_takes_labels(null_class: bool, tmp_path: Path, 
 def test_networks_of_ours_carry_their_code(
     config: Any, output: str, schedule: CosineSchedule, tmp_path: Path
 ) -> None:
-    denoiser = student_of(config, output, schedule=schedule)
+    denoiser = denoiser_of(config, output, schedule=schedule, steps=2)
     out = tmp_path / "out"
     assert export_diffusers(denoiser, out, 3, "abc" * (denoiser.num_classes > 0)) <= 1e-5
     how: dict[str, Any] = {}
@@ -189,7 +173,7 @@ def test_networks_of_ours_carry_their_code(
 @pytest.mark.slow
 def test_the_page_runs_where_there_is_no_pdlab(tmp_path: Path) -> None:
     """Its code as it stands, in half precision too."""
-    export_diffusers(student_of(UNET, "x"), tmp_path / "mine", 2, ["red", "green", "blue"])
+    export_diffusers(denoiser_of(UNET, "x", steps=2), tmp_path / "mine", 2, ["red", "green", "blue"])
     page = (tmp_path / "mine" / "README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
     half = "half = pipeline.to(torch.bfloat16)(class_labels='red', output_type='pt').images\n"
@@ -206,7 +190,7 @@ def test_the_page_runs_where_there_is_no_pdlab(tmp_path: Path) -> None:
 
 def test_a_name_that_needs_escapes_still_makes_a_page_that_runs(tmp_path: Path) -> None:
     for name in ('say "x"', "\udcff"):
-        export_diffusers(student_of(UNET, "x"), tmp_path / name, 1, ['red "1"', "b", "c"])
+        export_diffusers(denoiser_of(UNET, "x", steps=2), tmp_path / name, 1, ['red "1"', "b", "c"])
         page = (tmp_path / name / "README.md").read_text()
         (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
         said = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
@@ -225,23 +209,23 @@ def test_the_code_that_is_carried_names_nothing_of_pdlab(kind: str) -> None:
 def test_what_cannot_go_to_diffusers_is_said_in_a_line(
     tmp_path: Path, pdlab: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    eps = from_diffusers(pipeline(tmp_path / "teacher", "epsilon"))
+    eps = from_diffusers(pipeline_of(tmp_path / "teacher", "epsilon"))
     save(tmp_path / "eps", eps)
     out = tmp_path / "out"
     refused(pdlab("export", "diffusers", tmp_path / "eps", out), "no step count of its own")
     refused(pdlab("export", "diffusers", tmp_path / "eps", out, "--steps", 4), "an eps network", "distil it")
     refused(pdlab("export", "diffusers", tmp_path / "nothing", out), "there is no checkpoint")
-    plane = student_of(MLPConfig((2,), width=8, blocks=1), "x")
+    plane = denoiser_of(MLPConfig((2,), width=8, blocks=1), steps=2)
     with pytest.raises(PdlabError, match=r"mlp of \[2\] cannot go to diffusers.*export onnx"):
         export_diffusers(plane, out, 2)
     own = Denoiser(nn.Conv2d(1, 1, 1), "x", shape=(1, 4, 4))
     with pytest.raises(PdlabError, match=r"Conv2d of \[1, 4, 4\] cannot go"):
         export_diffusers(own, out, 2)
-    fourier = from_diffusers(pipeline(tmp_path / "v"))
+    fourier = from_diffusers(pipeline_of(tmp_path / "v"))
     fourier.network.network.unet.register_to_config(time_embedding_type="fourier")  # type: ignore[union-attr]
     with pytest.raises(PdlabError, match="fourier time embedding cannot be told the times of 3 steps"):
         export_diffusers(fourier, out, 3)
-    save(tmp_path / "good", student_of(UNET, "x"))
+    save(tmp_path / "good", denoiser_of(UNET, "x", steps=2))
     for taken in (tmp_path, tmp_path / "eps" / "model.json"):
         refused(pdlab("export", "diffusers", tmp_path / "good", taken), "cannot write", "choose another DIR")
     refused(

@@ -14,10 +14,10 @@ from pdlab.diffusion.samplers import sample
 from pdlab.diffusion.schedule import CosineSchedule
 from pdlab.errors import PdlabError
 from pdlab.networks.mlp import MLP, MLPConfig
-from pdlab.networks.registry import build, conditioning
 from pdlab.networks.unet import UNetConfig
 from pdlab.training.checkpoint import load, save
 from tests.command import refused
+from tests.made import denoiser_of
 
 UNET = UNetConfig(
     image_size=8,
@@ -39,11 +39,7 @@ UNET = UNetConfig(
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student of two steps with classes and guidance; its weights are random, and none is zero."""
-    torch.manual_seed(0)
-    network = build(UNET, "x")
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    denoiser = Denoiser(network, "x", CosineSchedule(-20, 7), steps=2, **conditioning(UNET))
+    denoiser = denoiser_of(UNET, schedule=CosineSchedule(-20, 7), steps=2)
     save(place := tmp_path_factory.mktemp("export") / "student", denoiser)
     return place
 
@@ -103,12 +99,8 @@ def test_an_unconditional_teacher_takes_noise_alone(tmp_path: Path, pdlab) -> No
 
 def test_a_guided_teacher_s_graph_takes_any_number_of_noises(tmp_path: Path) -> None:
     """Two evaluations a step, in one call of twice the batch, which no graph may fix."""
-    torch.manual_seed(0)
     config = dataclasses.replace(UNET, guidance_max=0.0, null_class=True)
-    network = build(config, "x")
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    teacher = Denoiser(network, "x", CosineSchedule(-20, 7), **conditioning(config)).eval()
+    teacher = denoiser_of(config, schedule=CosineSchedule(-20, 7)).eval()
     assert graph.export_torch(teacher, tmp_path / "a.pt2", 2) <= graph.TOLERANCE
     program = torch.export.load(tmp_path / "a.pt2").module()
     for n in (1, 7):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from gradio_client import Client
 from gradio_client.exceptions import AppError
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from pdlab import zoo
 from pdlab.app import html
@@ -22,9 +22,9 @@ from pdlab.app.compute import Compute
 from pdlab.app.ladders import Shelf
 from pdlab.app.server import launch
 from pdlab.app.views import bench, quickstart
+from tests.browser import starting, watching
 
 pytestmark = pytest.mark.slow
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PATIENCE = 60_000  # milliseconds that a browser waits on a busy machine
 
 
@@ -62,34 +62,21 @@ def served_guided(built_guided: Path, built: Path, tmp_path_factory: pytest.Temp
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed: apt-get install chromium")
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield running
-        running.close()
+    with starting() as start:
+        yield start()
 
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
     """Opens pages; at the end none may have had an error, or asked another host for anything."""
-    pages, wrong = [], []
+    with watching(browser, PATIENCE) as watched:
 
-    def open_page(served: Served, search: str = "", width: int = 1280) -> Page:
-        page = browser.new_page(viewport={"width": width, "height": 900})
-        page.set_default_timeout(PATIENCE)
-        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        allowed = (served.address, "data:", "blob:")
-        page.on("request", lambda request: None if request.url.startswith(allowed) else wrong.append(request.url))
-        page.goto(served.address + search)
-        pages.append(page)
-        return page
+        def open_page(served: Served, search: str = "", width: int = 1280) -> Page:
+            page = watched((served.address, "data:", "blob:"), width)
+            page.goto(served.address + search)
+            return page
 
-    yield open_page
-    for page in pages:
-        page.close()
-    assert wrong == []
+        yield open_page
 
 
 def client_of(served: Served) -> Client:

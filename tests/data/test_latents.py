@@ -14,6 +14,8 @@ from pdlab.data.latents import Codec, LatentSource
 from pdlab.data.source import ImageSource, to_float
 from pdlab.networks.mlp import MLP, MLPConfig
 from pdlab.training.checkpoint import Checkpoint, read_header
+from tests.made import pipeline as saved
+from tests.made import unet
 
 ROTATION = torch.linalg.qr(torch.randn(48, 48, generator=torch.Generator().manual_seed(3)))[0]
 
@@ -232,15 +234,7 @@ def test_a_latent_pipeline_goes_down_to_one_step_by_the_command_line(tmp_path: P
         sample_size=16,
         **blocks,
     ).save_pretrained(pipeline / "vae")
-    diffusers.UNet2DModel(
-        sample_size=8,
-        in_channels=2,
-        out_channels=2,
-        down_block_types=("DownBlock2D",) * 2,
-        up_block_types=("UpBlock2D",) * 2,
-        **blocks,
-    ).save_pretrained(pipeline / "unet")
-    diffusers.DDIMScheduler(beta_schedule="scaled_linear").save_pretrained(pipeline / "scheduler")
+    saved(pipeline, unet(in_channels=2, out_channels=2), beta_schedule="scaled_linear")
     photos, run = tmp_path / "photos", tmp_path / "run"
     photos.mkdir()
     for k in range(9):

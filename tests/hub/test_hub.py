@@ -21,10 +21,10 @@ from pdlab.metrics.card import Row
 from pdlab.networks.mlp import MLP, MLPConfig
 from pdlab.training.checkpoint import load, save
 from pdlab.training.machine import Machine
-from tests.adapters.test_export_diffusers import student_of
 from tests.adapters.test_graph import UNET
 from tests.command import refused
 from tests.hub.standin import COMMIT, TOKEN, Hub, running
+from tests.made import denoiser_of, unet
 
 constants = pytest.importorskip("huggingface_hub").constants
 NAME = "someone/few-steps"
@@ -46,7 +46,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    save(place := tmp_path_factory.mktemp("hub") / "student", student_of(UNET, "x"))
+    save(place := tmp_path_factory.mktemp("hub") / "student", denoiser_of(UNET, steps=2))
     return place
 
 
@@ -315,18 +315,8 @@ def test_the_address_and_the_token_are_the_environments(hub: Hub, student: Path,
 def test_a_pipeline_of_diffusers_is_fetched_when_asked(hub: Hub, tmp_path: Path, pdlab: Any) -> None:
     """An older one, whose parts have no folders, beside files that nobody wants."""
     diffusers = pytest.importorskip("diffusers")
-    torch.manual_seed(0)
     made = tmp_path / "made"
-    diffusers.UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8, 8),
-        down_block_types=("DownBlock2D",) * 2,
-        up_block_types=("UpBlock2D",) * 2,
-        layers_per_block=1,
-        norm_num_groups=4,
-    ).save_pretrained(made)
+    unet(in_channels=1, out_channels=1).save_pretrained(made)
     diffusers.DDPMScheduler().save_pretrained(made)
     hub.put(NAME)
     hub.files[NAME] = {file.name: file.read_bytes() for file in made.iterdir()}
@@ -353,7 +343,7 @@ def test_a_pipeline_of_diffusers_is_fetched_when_asked(hub: Hub, tmp_path: Path,
 
 def test_latents_go_there_without_a_picture(hub: Hub, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    denoiser = student_of(UNET, "x")
+    denoiser = denoiser_of(UNET, steps=2)
     denoiser.bounded = False
     save(tmp_path / "latents", denoiser)
     module.push(NAME, load(tmp_path / "latents"), Machine("cpu"))

@@ -4,17 +4,15 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
-from pdlab.diffusion.denoiser import Denoiser
 from pdlab.diffusion.schedule import CosineSchedule
 from pdlab.errors import PdlabError
-from pdlab.networks.mlp import MLP, MLPConfig
-from pdlab.networks.registry import build, conditioning
+from pdlab.networks.mlp import MLPConfig
 from pdlab.training.checkpoint import save
 from pdlab.web import runtime
 from tests.adapters.test_graph import UNET
 from tests.data.conftest import server
+from tests.made import denoiser_of
 
 __all__ = ["server"]  # a fixture
 
@@ -24,12 +22,8 @@ def guided_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Students of 1 and 2 steps, of three classes."""
     place = tmp_path_factory.mktemp("web") / "guided-run"
     for steps in (1, 2):
-        torch.manual_seed(steps)
-        network = build(UNET, "x")
-        for parameter in network.parameters():
-            torch.nn.init.normal_(parameter, std=0.1)
-        denoiser = Denoiser(network, "x", CosineSchedule(-20, 7), steps=steps, **conditioning(UNET))
-        save(place / f"student-{steps:04d}", denoiser)
+        student = denoiser_of(UNET, schedule=CosineSchedule(-20, 7), steps=steps, seed=steps)
+        save(place / f"student-{steps:04d}", student)
     return place
 
 
@@ -37,11 +31,8 @@ def guided_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plain_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student of 2 steps of grey images, without classes, on the unbounded schedule."""
     place = tmp_path_factory.mktemp("web") / "plain-run"
-    torch.manual_seed(0)
-    network = MLP(MLPConfig(shape=(1, 6, 4), width=16, blocks=1))
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    save(place / "student-0002", Denoiser(network, "v", CosineSchedule(float("-inf"), 20), steps=2))
+    config, schedule = MLPConfig(shape=(1, 6, 4), width=16, blocks=1), CosineSchedule(float("-inf"), 20)
+    save(place / "student-0002", denoiser_of(config, "v", std=0.3, schedule=schedule, steps=2))
     return place
 
 

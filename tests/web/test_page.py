@@ -4,7 +4,6 @@ import contextlib
 import functools
 import http.server
 import math
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from urllib.parse import urlencode
 import numpy as np
 import pytest
 import torch
-from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect
 from torch import Tensor
 
 from pdlab import zoo
@@ -23,9 +22,9 @@ from pdlab.training.checkpoint import load
 from pdlab.web import runtime
 from pdlab.web.site import write_site
 from pdlab.web.students import students
+from tests.browser import starting, watching
 
 pytestmark = pytest.mark.slow
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PATIENCE = 120_000  # milliseconds that a browser waits on a busy machine
 MOST_BYTES = 8 << 20  # of weights, before there is a picture
 READ = "canvas => [...canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data]"
@@ -83,19 +82,8 @@ def cdn(tmp_path_factory: pytest.TempPathFactory, fetched: dict[str, bytes], gui
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Callable[..., Browser]]:
     """Starts Chromium with more arguments."""
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed: apt-get install chromium")
-    with sync_playwright() as playwright:
-        running: list[Browser] = []
-
-        def start(*more: str) -> Browser:
-            args = ["--no-sandbox", *more]
-            running.append(playwright.chromium.launch(executable_path=CHROMIUM, args=args))
-            return running[-1]
-
+    with starting() as start:
         yield start
-        for browser in running:
-            browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -113,31 +101,23 @@ def imitated(chromium: Callable[..., Browser]) -> Browser:
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
     """Opens pages; at the end none may have had an error but those that a test awaits, or asked another host."""
-    pages, wrong = [], []
+    with watching(browser, PATIENCE) as watched:
 
-    def open_page(
-        address: str,
-        state: dict[str, object] | None = None,
-        *,
-        width: int = 1280,
-        dark: bool = False,
-        cdn: bool = False,
-    ) -> Page:
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light")
-        page.set_default_timeout(PATIENCE)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        allowed = (address, "data:", f"blob:{address}", *([runtime.CDN] if cdn else []))
-        page.on("request", lambda request: None if request.url.startswith(allowed) else wrong.append(request.url))
-        if not cdn:  # there, files are missing on purpose
-            page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
-            page.goto(f"{address}#{urlencode(state or {})}")
-        pages.append(page)
-        return page
+        def open_page(
+            address: str,
+            state: dict[str, object] | None = None,
+            *,
+            width: int = 1280,
+            dark: bool = False,
+            cdn: bool = False,
+        ) -> Page:
+            allowed = (address, "data:", f"blob:{address}", *([runtime.CDN] if cdn else []))
+            page = watched(allowed, width, console=not cdn, color_scheme="dark" if dark else "light")
+            if not cdn:  # there, files are missing on purpose
+                page.goto(f"{address}#{urlencode(state or {})}")
+            return page
 
-    yield open_page
-    for page in pages:
-        page.close()
-    assert wrong == []
+        yield open_page
 
 
 def drawn(page: Page) -> None:
