@@ -364,6 +364,7 @@ def _first(
             run=run,
             log=log,
             upkeep=upkeep,
+            dropout=False,
         )
         cost = Cost.of(preset.guide, size_of(student).flops, objective.teacher_forwards, trained.seconds)
         info = {

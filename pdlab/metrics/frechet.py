@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from pdlab.errors import PdlabError
-from pdlab.metrics.statistics import FeatureStatistics
+from pdlab.metrics.statistics import FeatureStatistics, non_negative
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics, allow_singular: bool = False) -> float:
@@ -12,7 +12,8 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics, allow_singular:
 
         |mean_a - mean_b|^2 + tr A + tr B - 2 tr (A B)^(1/2),
 
-    where tr (A B)^(1/2) is the sum of the square roots of the eigenvalues of the symmetric A^(1/2) B A^(1/2).
+    where tr (A B)^(1/2) is the sum of the square roots of the eigenvalues of the symmetric B^(1/2) A B^(1/2). Of a
+    reference `b` that is measured against again and again the root is taken once.
 
     Raises PdlabError if one side has no more samples than dimensions: its covariance is singular then, and
     the figure says more about n than about the images. `allow_singular` lifts that, for showing just this.
@@ -22,13 +23,10 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics, allow_singular:
     least = min(a.n, b.n)
     if least <= a.dim and not allow_singular:
         raise PdlabError(f"too few samples: n = {least}, need more than {a.dim}, the dimension of the features")
-    cov_a, cov_b = a.cov, b.cov
-    values, vectors = torch.linalg.eigh(cov_a)
-    root = vectors * _non_negative(values).sqrt() @ vectors.T
-    product = root @ cov_b @ root
+    product = b.root @ a.cov @ b.root
     values = torch.linalg.eigvalsh((product + product.T) / 2)
     shift = (a.mean - b.mean).square().sum()
-    return float(shift + cov_a.trace() + cov_b.trace() - 2 * _non_negative(values).sqrt().sum())
+    return float(shift + a.cov.trace() + b.cov.trace() - 2 * non_negative(values).sqrt().sum())
 
 
 def frechet_spread(features: Tensor, reference: FeatureStatistics, groups: int = 5) -> float:
@@ -51,10 +49,3 @@ def frechet_spread(features: Tensor, reference: FeatureStatistics, groups: int =
         distances.append(frechet_distance(rest, reference, allow_singular=True))
     d = torch.tensor(distances, dtype=torch.float64)
     return float(((groups - 1) / groups * (d - d.mean()).square().sum()).sqrt())
-
-
-def _non_negative(values: Tensor, tolerance: float = 1e-10) -> Tensor:
-    """Eigenvalues of a positive semi-definite matrix, with those that rounding left below 0 set to 0."""
-    if values.min() < -tolerance * values.abs().max():
-        raise PdlabError("a covariance of features has negative eigenvalues: its statistics are damaged")
-    return values.clamp(min=0)

@@ -21,6 +21,7 @@ class FeatureStatistics:
         self.n = 0
         self._mean = torch.zeros(0, dtype=torch.float64)
         self._scatter = torch.zeros(0, 0, dtype=torch.float64)
+        self._root: Tensor | None = None
 
     @classmethod
     def of(cls, features: Tensor, chunk: int = 4096) -> "FeatureStatistics":
@@ -47,6 +48,17 @@ class FeatureStatistics:
             raise PdlabError(f"too few samples: a covariance needs at least 2, there are {self.n}")
         return self._scatter / (self.n - 1)
 
+    @property
+    def root(self) -> Tensor:
+        """`[dim, dim]`, float64: the symmetric square root of `cov`, kept until there are more samples.
+
+        PdlabError for a covariance with negative eigenvalues, beyond rounding.
+        """
+        if self._root is None:
+            values, vectors = torch.linalg.eigh(self.cov)
+            self._root = vectors * non_negative(values).sqrt() @ vectors.T
+        return self._root
+
     def update(self, features: Tensor) -> None:
         """Add `features` `[B, dim]`; raises PdlabError if one is not finite."""
         if features.ndim != 2:
@@ -67,6 +79,7 @@ class FeatureStatistics:
         """Add all samples of `other`; raises PdlabError if its features are of another dimension."""
         if other.n == 0:
             return
+        self._root = None
         if self.n == 0:
             self.n, self._mean, self._scatter = other.n, other._mean.clone(), other._scatter.clone()
             return
@@ -89,3 +102,10 @@ class FeatureStatistics:
         statistics = cls()
         statistics.n, statistics._mean, statistics._scatter = int(n), mean, scatter
         return statistics
+
+
+def non_negative(values: Tensor, tolerance: float = 1e-10) -> Tensor:
+    """Eigenvalues of a positive semi-definite matrix, with those that rounding left below 0 set to 0."""
+    if values.min() < -tolerance * values.abs().max():
+        raise PdlabError("a covariance of features has negative eigenvalues: its statistics are damaged")
+    return values.clamp(min=0)

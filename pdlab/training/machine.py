@@ -81,7 +81,7 @@ class Machine:
         Its output is float32 whatever the precision inside, so that targets and losses are.
         """
         wrapped = self._autocast(network)
-        return torch.compile(wrapped) if self._compiles(network) else wrapped  # type: ignore[return-value]
+        return _Compiled(wrapped) if self._compiles(network) else wrapped
 
     @contextlib.contextmanager
     def for_sampling(self, denoiser: Denoiser) -> Iterator[Denoiser]:
@@ -134,3 +134,18 @@ class _Autocast(nn.Module):
         with torch.autocast(*self._autocast):
             out: Tensor = self.network(z, logsnr, *condition)
         return out.float()
+
+
+class _Compiled(nn.Module):
+    """A network compiled once for a shape: each layout that its inputs came in would be a program of its own."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        # Batches of two sizes are two programs, each as fast as one of its size alone.
+        self.network = torch.compile(network, dynamic=False)
+
+    def forward(self, z: Tensor, logsnr: Tensor, *condition: Tensor | None) -> Tensor:
+        layout = torch.channels_last if z.ndim == 4 else torch.contiguous_format
+        told = [None if tensor is None else tensor.contiguous() for tensor in condition]
+        out: Tensor = self.network(z.contiguous(memory_format=layout), logsnr.contiguous(), *told)
+        return out

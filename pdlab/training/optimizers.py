@@ -20,6 +20,54 @@ class _Part:
     lr: float
 
 
+class Muon(torch.optim.Optimizer):
+    """`torch.optim.Muon` with all matrices of one shape orthogonalised at once.
+
+    One by one, the small products of a U-Net's sixty matrices leave a GPU waiting for the CPU: an update of batch
+    500 took 102 ms on an H200 where AdamW took 54. The same numbers but for the rounding of bf16. Nesterov momentum
+    0.95; five Newton–Schulz steps; lr grows with sqrt(rows/columns) of tall matrices; decay is decoupled.
+    """
+
+    def __init__(self, matrices: list[nn.Parameter], lr: float, weight_decay: float = 0.0, momentum: float = 0.95):
+        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update of every matrix that has a gradient."""
+        for group in self.param_groups:
+            shapes: dict[torch.Size, list[Tensor]] = {}
+            for matrix in group["params"]:
+                if matrix.grad is not None:
+                    shapes.setdefault(matrix.shape, []).append(matrix)
+            for (rows, columns), matrices in shapes.items():
+                gradients = [matrix.grad for matrix in matrices if matrix.grad is not None]
+                for matrix in matrices:
+                    if "momentum_buffer" not in self.state[matrix]:
+                        self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
+                averages = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
+                torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
+                updates = orthogonal(torch.stack(torch._foreach_lerp(gradients, averages, group["momentum"])))
+                if group["weight_decay"]:
+                    torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+                lr = group["lr"] * max(1.0, rows / columns) ** 0.5
+                torch._foreach_add_(matrices, updates.to(matrices[0].dtype).unbind(), alpha=-lr)
+
+
+def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
+    """About the nearest orthogonal matrix to each of `matrices` `[k, rows, columns]`, in bf16 (Jordan et al. 2024).
+
+    Newton–Schulz iteration with coefficients that bring every singular value to about 1 quickly, not exactly.
+    """
+    x = matrices.bfloat16()
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.775, alpha=2.0315), x, beta=3.4445)
+    return x.mT if tall else x
+
+
 class Optimizers:
     """What the loop asks of an optimizer: a step at a share of the learning rate, and its state by parameter.
 
@@ -39,7 +87,7 @@ class Optimizers:
         if inner:
             self._matrices = [(named[n], nn.Parameter(_matrix(named[n].data, named[n]))) for n in inner]
             held = [matrix for _, matrix in self._matrices]
-            muon = torch.optim.Muon(held, lr=settings.muon_lr, weight_decay=decay, adjust_lr_fn="original")
+            muon = Muon(held, lr=settings.muon_lr, weight_decay=decay)
             self._parts.append(_Part(muon, inner, list(held), settings.muon_lr))
 
     def zero_grad(self) -> None:

@@ -43,7 +43,7 @@ from pdlab.training.cost import cost_report
 from pdlab.training.log import Log, figures
 from pdlab.training.loop import Upkeep
 from pdlab.training.machine import Machine
-from pdlab.training.presets import Preset, preset, to_dict
+from pdlab.training.presets import Preset, to_dict
 from pdlab.training.run import Run
 from pdlab.training.teacher import TEACHER, describe, train
 from pdlab.zoo import MANIFEST, NOISE, POOL, PROGRESS, REPORT, SAMPLES, Manifest, Report, manifest_at
@@ -401,14 +401,11 @@ class Throughputs(TypedDict):
 
 
 def _throughput(settings: Preset, machine: Machine, run: Path, seconds: float) -> dict[str, Any]:
-    """Images a second of the preset and, on a GPU, of the paper's CIFAR-10 network; measured once a run."""
+    """Images a second of the preset; measured once a run."""
 
     def work() -> dict[str, Any]:
         rate = matrix_rate(machine)
         measured = throughput(settings, machine, settings.teaching.batch, rate, seconds)
-        if machine.device.type == "cuda":
-            paper = preset("cifar10-paper")
-            measured += throughput(paper, machine, paper.teaching.batch, rate, seconds)
         return {
             "device": machine.describe(),
             "bf16_matrix_flops": rate,

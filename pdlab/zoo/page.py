@@ -103,12 +103,14 @@ def page(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str:
 
 
 def _distances(report: Mapping[str, Any], w: float) -> dict[str, Any]:
-    """The table of Fréchet distances at guidance `w`, and the students' relative to the teacher's best there."""
+    """The table of Fréchet distances at guidance `w`, and the students' relative to the teacher's best there.
+
+    `best` is None where the teacher was not measured.
+    """
     values = by_sampler(report, w)
     kinds = [kind for kind in SAMPLERS if kind in values]
-    best = min(
-        (row for kind in kinds if kind != "distilled" for row in values[kind].values()), key=lambda r: r.value
-    )
+    undistilled = (row for kind in kinds if kind != "distilled" for row in values[kind].values())
+    best = min(undistilled, key=lambda r: r.value, default=None)
     return {
         "guidance": w,
         "heads": ["network evaluations", *(SAMPLERS[kind] for kind in kinds)],
@@ -117,8 +119,9 @@ def _distances(report: Mapping[str, Any], w: float) -> dict[str, Any]:
             for nfe in sorted({n for column in values.values() for n in column})
         ],
         "best": best,
-        "how": _how(best.card.sampler),
-        "ratios": [
+        "how": _how(best.card.sampler) if best else "",
+        "ratios": best
+        and [
             f"{steps} step{'s' if steps > 1 else ''} {student.value / best.value:.2f} ×"
             for steps, student in sorted(values.get("distilled", {}).items(), reverse=True)
             if steps <= 8

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pdlab.errors import PdlabError
 from pdlab.networks.mlp import MLP, MLPConfig
 from pdlab.networks.unet import UNet, UNetConfig
-from pdlab.training.optimizers import Optimizers
+from pdlab.training.optimizers import Muon, Optimizers
 from pdlab.training.presets import Optimization, override, preset
 
 SETTINGS = Optimization(updates=10, batch=4, lr=1e-3, optimizer="muon", muon_lr=0.1)
@@ -68,6 +68,23 @@ def test_a_step_is_that_of_the_gradient_matrix_in_either_memory_layout() -> None
     contiguous, last = unet(), unet().to(memory_format=torch.channels_last)
     for (name, a), b in zip(moves(contiguous, SETTINGS).items(), moves(last, SETTINGS).values(), strict=True):
         assert (a - b).norm() < 0.1 * a.norm(), name  # Muon's iteration is computed in bf16
+
+
+def test_many_matrices_at_once_move_as_in_torchs_own_one_by_one() -> None:
+    shapes = [(24, 90)] * 3 + [(90, 24)] * 2 + [(16, 16), (5, 40)]
+    g = torch.Generator().manual_seed(0)
+    starts = [torch.randn(shape, generator=g) for shape in shapes]
+    ours, theirs = ([nn.Parameter(start.clone()) for start in starts] for _ in range(2))
+    a = Muon(ours, lr=0.02, weight_decay=0.1)
+    b = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, adjust_lr_fn="original")
+    for k in range(5):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = other.grad = torch.randn(one.shape, generator=g)
+        ours[0].grad = theirs[0].grad = None if k == 2 else ours[0].grad  # reached by no loss in this update
+        a.step()
+        b.step()
+    for one, other, start in zip(ours, theirs, starts, strict=True):
+        assert (one - other).norm() < 0.02 * (other - start).norm()  # products in bf16
 
 
 def test_the_factor_scales_both_learning_rates() -> None:
