@@ -503,7 +503,7 @@ def zoo(context: typer.Context) -> None:
 def zoo_build(
     name: Annotated[str, typer.Argument(metavar="LADDER", help="cifar10, or a preset, such as digits.")],
     by: Annotated[
-        str | None, typer.Option("--preset", help="Another preset to make it by, such as cifar10-gpu.")
+        str | None, typer.Option("--preset", help="Another preset to make it by, such as cifar10-cpu.")
     ] = None,
     run: Annotated[Path | None, typer.Option("--run", help="Where to work (default: runs/LADDER).")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The ladder's folder (default: RUN-zoo).")] = None,

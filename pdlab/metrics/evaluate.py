@@ -163,7 +163,9 @@ class Yardstick:
         if "kernel" in kinds and n < 2:
             raise PdlabError(f"too few samples: the kernel distance needs at least 2, not {n}")
         self.statistics = reference_statistics(reference, extractor, progress=progress)
-        self.features = reference_features(reference, extractor) if "kernel" in kinds else None
+        # Products of all with all are the device's; a covariance, and its eigenvalues, are the CPU's.
+        self.device = extractor.device
+        self.features = reference_features(reference, extractor).to(self.device) if "kernel" in kinds else None
         self.real: dict[Kind, dict[str, Any] | None] = {}
         if "frechet" in kinds:
             self.real["frechet"] = real_floor(reference, extractor, n, held_out)
@@ -176,7 +178,7 @@ class Yardstick:
             self.real["agreement"] = real_agreement(reference, extractor, held_out)
         if "precision" in kinds or "recall" in kinds:
             count = min(n, MOST)
-            self._drawn = reference_features(reference, extractor, count)
+            self._drawn = reference_features(reference, extractor, count).to(self.device)
             self._manifold = Manifold.of(self._drawn)
             self.real |= {kind: None for kind in _SHARES if kind in kinds}
             if held_out is not None and len(held_out) >= count:
@@ -213,7 +215,7 @@ class Yardstick:
                 figures[kind] = (frechet_distance(FeatureStatistics.of(features), self.statistics), spread)
             elif kind == "kernel":
                 assert self.features is not None
-                figures[kind] = kernel_distance(features, self.features, shrink_subsets=True)
+                figures[kind] = kernel_distance(features.to(self.device), self.features, shrink_subsets=True)
             elif kind == "agreement":
                 if labels is not None:
                     figures[kind] = self._probe.agreement(features, labels)
@@ -225,6 +227,7 @@ class Yardstick:
 
     def _share(self, kind: Kind, features: Tensor) -> float:
         """Precision or recall of `features` `[n, dim]`."""
+        features = features.to(self.device)
         if kind == "precision":
             return self._manifold.holds(features)
         return Manifold.of(features, self._manifold.centre).holds(self._drawn)

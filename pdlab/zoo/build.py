@@ -388,7 +388,7 @@ def _nearest_held_out(
 ) -> dict[str, float] | None:
     if held_out is None or yardstick.features is None:
         return None
-    real = reference_features(held_out, extract, min(NEAREST, len(held_out.images)))
+    real = reference_features(held_out, extract, min(NEAREST, len(held_out.images))).to(yardstick.device)
     return quantiles(nearest_distances(real, yardstick.features))
 
 

@@ -176,5 +176,7 @@ def _measure(
     rows = rows_of(features, checkpoint, reading.steps, yardstick, machine, **how)
     result: dict[str, Any] = {"rows": [row.to_dict() for row in rows]}
     if yardstick.features is not None and reading.sampler == "ddim":
-        result["nearest"] = quantiles(nearest_distances(features[:NEAREST], yardstick.features))
+        result["nearest"] = quantiles(
+            nearest_distances(features[:NEAREST].to(yardstick.device), yardstick.features)
+        )
     return result

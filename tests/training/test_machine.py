@@ -154,3 +154,29 @@ def test_a_missing_gpu_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(PdlabError, match="--device cpu"):
         Machine("cuda")
+
+
+def test_a_compiled_network_meets_one_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What inputs a step makes, by views, expansions and from one another: each stride would be compiled anew."""
+    met: list[tuple[tuple[int, ...], ...]] = []
+
+    def stand_in(network: nn.Module, **options: object) -> nn.Module:
+        assert options == {"dynamic": False}
+
+        def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            met.append(tuple(tensor.stride() for tensor in inputs))
+
+        network.register_forward_pre_hook(note)
+        return network
+
+    monkeypatch.setattr(torch, "compile", stand_in)
+    network = UNet(UNetConfig(image_size=8, channels=8, multipliers=(1,), blocks=1, attention=(), num_classes=8))
+    nn.init.normal_(network.conv_out.weight)
+    live = Machine("cpu", "fp32", compile=True).for_training(network)
+    z, level, labels = torch.randn(4, 3, 8, 8), torch.tensor(0.5).expand(4), torch.arange(8)[::2]
+    expected = network(z, level, labels)
+    ways = (z, torch.cat([z, z], dim=1)[:, :3], z.to(memory_format=torch.channels_last), z.mT.contiguous().mT)
+    for given in ways:
+        assert torch.allclose(live(given, level, labels), expected, atol=1e-5)
+    assert len(met) == len(ways)
+    assert len(set(met)) == 1

@@ -291,7 +291,7 @@ def test_weights_beyond_float16_are_refused(ladder: Ladder, tmp_path: Path) -> N
 
 def test_recipes() -> None:
     settings, how = recipe("cifar10-gpu")
-    assert (settings.name, how.n, how.ddim) == ("cifar10-gpu", 50_000, 512)
+    assert (settings.name, how.n, how.ddim) == ("cifar10-gpu", 10_000, 16)
     assert recipe("cifar10-paper")[1] == LadderRecipe()
     assert adjusted(RECIPE, 80, 64) == LadderRecipe(n=80, ddim=16, others=4, nus=(0.0, 1.0), nu_n=70, pool=64)
     assert adjusted(RECIPE, 66, 64).nu_n == 66

@@ -185,12 +185,12 @@ def test_the_page_and_the_command_line_speak_of_classes_and_guidance(guided: Lad
     assert not (tmp_path / "no.png").exists()
 
 
-def test_the_shipped_recipe_is_the_cpus_and_can_be_another() -> None:
+def test_the_shipped_recipe_is_the_gpus_and_can_be_another() -> None:
     settings, how = recipe("cifar10")
+    assert (settings.name, how.grown_from, how.n) == ("cifar10-gpu", (), 10_000)
+    settings, how = recipe("cifar10", "cifar10-cpu")
     assert (settings.name, how.grown_from, how.n) == (
         "cifar10-cpu",
         ("cifar10-cpu-16px", "cifar10-cpu-classes"),
         10_000,
     )
-    settings, how = recipe("cifar10", "cifar10-gpu")
-    assert (settings.name, how.grown_from, how.n) == ("cifar10-gpu", (), 50_000)
