@@ -164,7 +164,7 @@ class Yardstick:
             raise PdlabError(f"too few samples: the kernel distance needs at least 2, not {n}")
         self.statistics = reference_statistics(reference, extractor, progress=progress)
         # Products of all with all are the device's; a covariance, and its eigenvalues, are the CPU's.
-        self.device = extractor.device
+        self.device = getattr(extractor, "device", torch.device("cpu"))  # one's own need not have any
         self.features = reference_features(reference, extractor).to(self.device) if "kernel" in kinds else None
         self.real: dict[Kind, dict[str, Any] | None] = {}
         if "frechet" in kinds:

@@ -218,10 +218,10 @@ def test_a_file_that_was_changed_in_the_cache_is_not_used(tmp_path: Path, monkey
 
 def test_the_shipped_ladder_is_shown_with_its_figures() -> None:
     found = students(zoo.default())
-    assert found.steps == [1, 2, 4, 8]
+    assert found.steps == [1, 2, 4, 8, 16]
     assert len(found.noise) == 2 * len(found.classes)
     for steps in found.steps:
-        assert [figure["guidance"] for figure in found.figures[steps]] == zoo.manifest(found.name)["guidance"][
-            "stored"
-        ]
+        made = zoo.manifest(found.name)["guidance"]
+        measured = {figure["guidance"] for figure in found.figures[steps]}
+        assert made["shown"] in measured <= set(made["stored"])
         assert all(figure["value"] > figure["real"] > 0 for figure in found.figures[steps])

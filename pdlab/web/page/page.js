@@ -299,11 +299,11 @@ function show() {
 function figures() {
   const note = $("measured");
   if (!note) return;
-  let any;
+  const away = (figure) => Math.abs(figure.guidance - wish.guidance);
+  const any = ladder.rungs.flatMap((rung) => rung.figures).reduce((a, b) => (!a || away(b) < away(a) ? b : a), null);
   for (const { steps, figures: known } of ladder.rungs) {
-    const near = known.reduce((a, b) => (!a || Math.abs(b.guidance - wish.guidance) < Math.abs(a.guidance - wish.guidance) ? b : a), null);
-    document.querySelector(`[data-figure="${steps}"]`).textContent = near ? `${near.metric} ${near.value.toFixed(0)}` : "";
-    any ??= near;
+    const found = known.find((figure) => figure.guidance === any.guidance); // not every student has been measured at each
+    document.querySelector(`[data-figure="${steps}"]`).textContent = found ? `${found.metric} ${found.value.toFixed(0)}` : "";
   }
   const at = any && ladder.most ? ` at guidance ${any.guidance}` : "";
   const real = any?.real ? `; real images score ${any.real.toFixed(0)}` : "";
