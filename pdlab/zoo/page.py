@@ -120,8 +120,9 @@ def _distances(report: Mapping[str, Any], w: float) -> dict[str, Any]:
         ],
         "best": best,
         "how": _how(best.card.sampler) if best else "",
-        "ratios": best
-        and [
+        "ratios": []
+        if best is None
+        else [
             f"{steps} step{'s' if steps > 1 else ''} {student.value / best.value:.2f} ×"
             for steps, student in sorted(values.get("distilled", {}).items(), reverse=True)
             if steps <= 8

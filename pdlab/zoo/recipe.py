@@ -41,34 +41,20 @@ class LadderRecipe:
 #: The preset that makes a ladder, where that has another name.
 _PRESETS = {"cifar10": "cifar10-gpu"}
 _ALL: tuple[Kind, ...] = ("frechet", "kernel", "agreement", "precision", "recall")
+#: Distances, agreement and variety of a ladder with classes, without the ancestral sampler's search.
+_CLASSES = LadderRecipe(n=10_000, nus=(), briefly=True, on_the_way=6, drawn=64, kinds=_ALL)
 _RECIPES = {
     "digits": LadderRecipe(n=2000, ddim=64, others=64, nus=(0.0, 0.3, 1.0), nu_n=1000),
     # Minutes of a GPU, as its training is.
-    "cifar10-gpu": LadderRecipe(
-        n=10_000,
-        ddim=16,
-        others=16,
-        nus=(),
-        briefly=True,
-        on_the_way=6,
-        drawn=64,
-        guidances=(0.0, 0.5, 1.0, 2.0),
-        shown=1.0,
-        kinds=_ALL,
-    ),
+    "cifar10-gpu": replace(_CLASSES, ddim=16, others=16, guidances=(0.0, 0.5, 1.0, 2.0), shown=1.0),
     # Two cores: hours, not days.
-    "cifar10-cpu": LadderRecipe(
-        n=10_000,
+    "cifar10-cpu": replace(
+        _CLASSES,
         ddim=8,
         others=16,
-        nus=(),
-        briefly=True,
-        on_the_way=6,
-        drawn=64,
         grown_from=("cifar10-cpu-16px", "cifar10-cpu-classes"),
         guidances=(0.0, 1.5, 3.0),
         shown=1.5,
-        kinds=_ALL,
     ),
 }
 

@@ -37,6 +37,15 @@ def test_merging_equals_the_whole(features):
     same(a, features)
 
 
+def test_the_root_is_of_all_samples_so_far(features):
+    statistics = FeatureStatistics.of(features[:40])
+    for part in (features[40:90], features[90:]):
+        torch.testing.assert_close(statistics.root @ statistics.root, statistics.cov)
+        torch.testing.assert_close(statistics.root, statistics.root.T)
+        statistics.update(part)
+    torch.testing.assert_close(statistics.root @ statistics.root, FeatureStatistics.of(features).cov)
+
+
 def test_a_mean_far_from_zero_costs_no_digits(features):
     far = FeatureStatistics()
     for part in (features + 1e8).split(10):
